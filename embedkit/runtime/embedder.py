@@ -1,0 +1,283 @@
+"""Embed pictures with an exported model: load it, see that it works, hand in files or arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from embedkit.errors import (
+    EmbedKitError,
+    ImageError,
+    MismatchError,
+    MissingError,
+    UnknownNameError,
+    UsageError,
+)
+from embedkit.imaging import Pixels, read_pixels
+from embedkit.runtime.backends.base import Backend, Vectors
+from embedkit.runtime.contract import ModelContract
+from embedkit.runtime.pipeline import Embedded, Row, embed_stream
+
+__all__ = ["Embedder", "Picture", "read_contract"]
+
+Picture = Path | str | Image.Image | npt.NDArray[np.uint8]
+"""A file, or a decoded picture; an array is ``(H, W, 3)`` RGB or ``(H, W)`` grey, uint8."""
+
+_BATCH = 32
+
+
+class Embedder:
+    """A loaded model: pictures in, vectors out. Get one from `load`; use it in a ``with``.
+
+    Vectors are unit rows where ``contract.normalizes`` says so. The vector of a picture depends on
+    the batch it ran in by the rounding of float32 only (measured: below 1e-6 per number).
+
+    Args:
+        backend: A loaded engine.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int = 0,
+    ) -> Embedder:
+        """The model in a file, ready, its self-test passed.
+
+        Args:
+            path: An ``.onnx`` that ``embedkit export`` wrote.
+            device: ``cpu``, ``cuda``, ``cuda:N``; ``auto`` takes CUDA where it works.
+            backend: ``onnxruntime``; ``auto`` goes by the file's ending.
+            threads: Of the CPU, for the model; 0: one per core.
+
+        Raises:
+            UsageError: There is no such file, device or backend.
+            MismatchError: The file is damaged, foreign, or gives other vectors than when it was
+                exported.
+            MissingError: A device or package that was asked for is not there.
+        """
+        embedder = cls(_load_backend(Path(path), device, backend, threads))
+        test = embedder.contract.self_test
+        cosine = 1.0 if test is None else embedder.self_test()
+        if test is not None and cosine < test.min_cosine:
+            embedder.close()
+            raise MismatchError(
+                f"the model {str(path)!r} does not give the vectors it was exported with",
+                facts=f"on {embedder.device} its self-test has cosine {cosine:.4f}, at least "
+                f"{test.min_cosine} is promised",
+                hint="copy or export the file again; if that does not help, try another device",
+            )
+        return embedder
+
+    @property
+    def contract(self) -> ModelContract:
+        """What the model says about itself."""
+        return self._backend.contract
+
+    @property
+    def device(self) -> str:
+        """Where it really runs: ``cpu``, ``cuda:0``."""
+        return self._backend.device
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of a vector."""
+        return self._backend.contract.embedding_dim
+
+    def embed(self, images: Sequence[Picture]) -> Vectors:
+        """Vectors ``(N, D)`` of pictures, in order; none give ``(0, D)``.
+
+        Raises:
+            ImageError: The first that is no usable picture, named.
+            UsageError: Something else than a picture was given.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            raise UsageError("embed takes a sequence of pictures", hint="embed([picture])")
+        vectors = np.empty((len(images), self.embedding_dim), np.float32)
+        results = embed_stream(images, read=self._read, run=self.embed_pixels, batch=_BATCH)
+        with contextlib.closing(results):
+            for number, (picture, result) in enumerate(results):
+                if isinstance(result, ImageError):
+                    name = picture if isinstance(picture, Path | str) else f"picture {number}"
+                    raise ImageError(result.code, f"{name}: {result.reason}") from result
+                vectors[number] = result
+        return vectors
+
+    def embed_pixels(self, pixels: Pixels) -> Vectors:
+        """Vectors ``(N, D)`` of ``(N, height, width, 3)`` uint8 made by ``contract.preprocess``.
+
+        N may be 0. All N run at once: hand in as many as the device's memory holds.
+
+        Raises:
+            UsageError: Another shape or dtype.
+            EmbedKitError: The engine failed, or gave numbers that are not finite.
+        """
+        side = self.contract.preprocess
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side.height, side.width, 3):
+            raise UsageError(
+                f"pixels must be uint8 (N, {side.height}, {side.width}, 3)",
+                facts=f"got {pixels.dtype} {pixels.shape}",
+            )
+        if not len(pixels):
+            return np.empty((0, self.embedding_dim), np.float32)
+        vectors = self._backend.run(np.ascontiguousarray(pixels))
+        if vectors.shape != (len(pixels), self.embedding_dim) or not np.isfinite(vectors).all():
+            raise EmbedKitError(
+                "the model gave vectors that cannot be used",
+                facts=f"{vectors.shape} for {len(pixels)} pictures of dimension "
+                f"{self.embedding_dim}, finite: {bool(np.isfinite(vectors).all())}",
+                hint="try --device cpu, or export the model again at fp32",
+            )
+        return vectors
+
+    def embed_files(
+        self, paths: Iterable[Path], *, batch: int = _BATCH, workers: int | None = None
+    ) -> Generator[Embedded, None, None]:
+        """Each file's vector or error, in order, as a stream; see `pipeline.embed_stream`.
+
+        Args:
+            paths: Any length; taken lazily.
+            batch: Files per run of the model.
+            workers: Threads that decode; None: one per core, 16 at most.
+
+        Raises:
+            UsageError: `batch` or `workers` is below 1.
+            EmbedKitError: The engine failed; a broken file never raises.
+        """
+        return _as_embedded(
+            embed_stream(
+                paths, read=self._read, run=self.embed_pixels, batch=batch, workers=workers
+            )
+        )
+
+    def self_test(self) -> float:
+        """Cosine between the vector the model gives for its own test picture and the one it must.
+
+        Raises:
+            MismatchError: The model carries no self-test.
+        """
+        test = self.contract.self_test
+        if test is None:
+            raise MismatchError(
+                "this model carries no self-test", hint="export it again with: embedkit export"
+            )
+        given = self.embed_pixels(test.pixels(self.contract.preprocess))[0].astype(np.float64)
+        wanted = np.array(test.vector)
+        if wanted.shape != given.shape:
+            raise MismatchError(
+                "this model's self-test does not fit it",
+                facts=f"{len(wanted)} numbers for a vector of {len(given)}",
+            )
+        scale = float(np.linalg.norm(given) * np.linalg.norm(wanted))
+        return float(given @ wanted) / scale if scale > 0 else 0.0
+
+    def close(self) -> None:
+        """Give back what the engine holds; calling it twice is harmless."""
+        self._backend.close()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self, picture: Picture) -> Pixels:
+        return read_pixels(_readable(picture), self.contract.preprocess)
+
+
+def read_contract(path: Path) -> ModelContract:
+    """What a model says about itself, without making it ready to run.
+
+    An ``.onnx`` carries its contract inside; ``model.engine`` in ``model.engine.json`` beside it.
+
+    Raises:
+        UsageError: There is no such file.
+        MismatchError: It carries no contract, or a damaged one.
+    """
+    if path.suffix == ".engine":
+        return _read_sidecar(path)
+    from embedkit.runtime.backends.onnxruntime import read_onnx_contract
+
+    return read_onnx_contract(path)
+
+
+def _read_sidecar(engine: Path) -> ModelContract:
+    sidecar = engine.with_name(f"{engine.name}.json")
+    try:
+        document = json.loads(sidecar.read_text(encoding="utf-8"))["contract"]
+    except OSError as error:
+        raise UsageError(
+            f"the engine's description {str(sidecar)!r} cannot be read", facts=error.strerror
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MismatchError(
+            f"the engine's description {str(sidecar)!r} is damaged",
+            facts=f"{type(error).__name__}: {error}",
+            hint="build the engine again with: embedkit export --trt",
+        ) from error
+    return ModelContract.loads(json.dumps(document))
+
+
+def _load_backend(path: Path, device: str, backend: str, threads: int) -> Backend:
+    if backend not in ("auto", "onnxruntime", "tensorrt"):
+        raise UnknownNameError("backend", backend, ["auto", "onnxruntime", "tensorrt"])
+    if backend == "tensorrt" or (backend == "auto" and path.suffix == ".engine"):
+        raise MissingError(
+            "this embedkit runs ONNX files only",
+            facts="a TensorRT engine is run by NVIDIA's own runtime for now",
+            hint=f"use the ONNX file it was built from: {path.with_suffix('.onnx')}",
+        )
+    # Imported here, so that `import embedkit` does not pay for an engine.
+    from embedkit.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(path, device=device, threads=threads)
+
+
+def _readable(picture: Picture) -> Path | Image.Image:
+    """What `read_pixels` takes."""
+    if isinstance(picture, str):
+        return Path(picture)
+    if isinstance(picture, Path | Image.Image):
+        return picture
+    if not isinstance(picture, np.ndarray):
+        raise UsageError(
+            f"a picture is a path, a PIL image or a uint8 array, got {type(picture).__name__}"
+        )
+    if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+        raise ImageError(
+            "unsupported",
+            f"an array must be uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}",
+        )
+    if not picture.size:
+        raise ImageError("empty", f"the array has no pixels, {picture.shape}")
+    return Image.fromarray(picture)
+
+
+def _as_embedded(
+    results: Generator[tuple[Path, Row | ImageError], None, None],
+) -> Generator[Embedded, None, None]:
+    # Closed by hand: whoever leaves the stream early wants its threads gone now.
+    with contextlib.closing(results):
+        for path, result in results:
+            if isinstance(result, ImageError):
+                yield Embedded(path, None, result)
+            else:
+                yield Embedded(path, result, None)
