@@ -1,0 +1,20 @@
+"""From labelled photos to training batches: readers, splits, sampler, augmentation, loader."""
+
+from embedkit.data.augment import Augment
+from embedkit.data.generated import draw_products
+from embedkit.data.loader import PhotoLoader, check_readable
+from embedkit.data.readers import PhotoSet, read_photos, resolve_source
+from embedkit.data.sampler import PKSampler
+from embedkit.data.split import hold_out_classes
+
+__all__ = [
+    "Augment",
+    "PKSampler",
+    "PhotoLoader",
+    "PhotoSet",
+    "check_readable",
+    "draw_products",
+    "hold_out_classes",
+    "read_photos",
+    "resolve_source",
+]
