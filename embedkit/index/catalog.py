@@ -1,0 +1,523 @@
+"""`catalog.faiss`: one published file with the vectors, who they are and which model made them.
+
+`file` has its format; here it is opened, searched and written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from embedkit import __version__
+from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
+from embedkit.index.file import (
+    IDS,
+    LABEL_OFFSETS,
+    LABELS,
+    MANIFEST,
+    PATH_OFFSETS,
+    PATHS,
+    SCHEMA,
+    Tail,
+    damaged,
+    publish,
+    read_header,
+    read_payload,
+    read_tail,
+    write_payload,
+    write_tail,
+)
+
+if TYPE_CHECKING:
+    from embedkit.runtime import Embedder, ModelContract
+
+__all__ = [
+    "Catalog",
+    "Hit",
+    "Row",
+    "Vectors",
+    "another_model",
+    "described",
+    "model_file",
+    "portable_path",
+    "resolve_path",
+    "write_catalog",
+]
+
+Vectors = npt.NDArray[np.float32]
+
+_BLOCK = 4096  # rows added, and queries searched, at a time
+_REBUILD = "embedkit index FOLDER -o {} --rebuild"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture found.
+
+    Attributes:
+        rank: 1 is the nearest.
+        score: Higher is nearer. Cosine catalogs: the cosine, -1 to 1. L2 catalogs: minus the
+            Euclidean distance.
+        id: The picture's number in the catalog, never given to another; its position where the
+            names are gone.
+        path: The picture, below `Catalog.root`; None where the names are gone. It may have left
+            since.
+        label: The first folder below the root; empty at the top level.
+    """
+
+    rank: int
+    score: float
+    id: int
+    path: Path | None
+    label: str
+
+
+class Row(NamedTuple):
+    """One picture to publish: path (bytes, relative to the root), label, vector ``(D,)``."""
+
+    id: int
+    path: bytes
+    label: bytes
+    vector: Vectors
+
+
+class Catalog:
+    """A published index, open for searching; several threads may search it at once.
+
+    Attributes:
+        path: The file.
+        dim: Width D of a vector.
+        metric: ``cosine`` or ``l2``.
+        has_names: Whether the file still knows who its vectors are; False after another program
+            rewrote it, and then `fingerprint` is empty, `root` and `model_path` are None and hits
+            carry positions only.
+        fingerprint: Of the model that made the vectors; 16 hex digits.
+        contract_summary: What that model said about itself: name, embedding_dim, metric, precision,
+            backbone, loss, ...
+        root: The folder the paths are relative to.
+        model_path: Where the model's file was when the catalog was written; None where that was not
+            known.
+        manifest: The whole manifest.
+    """
+
+    def __init__(self, path: Path, index: Any, tail: Tail | None) -> None:
+        here = path.parent
+        self.path = path
+        self._index = index
+        self._tail = tail
+        self.dim = int(index.d)
+        self.metric = "l2" if index.metric_type == faiss.METRIC_L2 else "cosine"
+        self.has_names = tail is not None
+        self.manifest: dict[str, Any] = tail.manifest if tail else {}
+        model: dict[str, Any] = self.manifest.get("model", {})
+        self.fingerprint: str = model.get("fingerprint", "")
+        self.contract_summary: dict[str, Any] = model.get("contract", {})
+        file, root = model.get("file"), self.manifest.get("root")
+        self.model_path = resolve_path(os.fsencode(file), here) if file else None
+        self.root = resolve_path(os.fsencode(root), here) if root is not None else None
+
+    @classmethod
+    def open(cls, path: Path | str, *, mmap: bool = False, verify: bool = False) -> Catalog:
+        """Open a catalog; nothing is written, so read-only media will do.
+
+        Always checked: the type against an allow-list, every length, the names' checksums, and that
+        vectors and names agree. A file whose tail was lost (another program rewrote it) opens
+        without names.
+
+        Args:
+            path: The file that `write_catalog` or ``embedkit index`` wrote.
+            mmap: Map the vectors instead of reading them: a large catalog opens at once. Replace
+                such a file only by renaming another over it; cutting it short while it is mapped
+                ends the process.
+            verify: Also compare the vectors with their checksum: one pass over the file, about 0.7
+                s per GB.
+
+        Raises:
+            UsageError: There is no such file.
+            MismatchError: No catalog, of an unknown kind, cut short or damaged.
+
+        Cost: reads the file once; with `mmap` only the names, about 50 bytes a picture.
+        """
+        path = Path(os.path.realpath(path))
+        try:
+            with path.open("rb") as file:
+                header = read_header(file, path)
+                tail = read_tail(file, path, header)
+                index, crc = read_payload(file, path, header, mmap=mmap, verify=verify)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise UsageError(
+                f"there is no index {path}",
+                facts=os.strerror(error.errno or 0),
+                hint=f"embedkit index FOLDER -o {path.name}",
+            ) from error
+        except OSError as error:
+            raise EmbedKitError(f"the index {path} cannot be read", facts=str(error)) from error
+        if tail and verify and crc != tail.payload_crc:
+            raise damaged(path, "its vectors do not give the checksum they were written with")
+        return cls(path, index, tail)
+
+    def __len__(self) -> int:
+        """How many pictures it holds."""
+        return int(self._index.ntotal)
+
+    def search(self, vectors: npt.ArrayLike, k: int = 10) -> list[list[Hit]]:
+        """The nearest pictures of each query, nearest first.
+
+        Scores are computed in float64 from the stored float32 vectors, so they depend on the two
+        vectors alone, not on how many queries came together; equal scores stand in the order of
+        their ids, also across the cut at `k`.
+
+        Args:
+            vectors: ``(Q, D)``, unit rows for a cosine catalog (as an `Embedder` gives them); Q may
+                be 0.
+            k: How many, at least 1; more than the catalog holds gives all it holds.
+
+        Returns:
+            Q lists of ``min(k, len(self))`` hits.
+
+        Raises:
+            MismatchError: Vectors of another width, or a stored vector that is not finite.
+            UsageError: Not ``(Q, D)``, a number that is not finite, or `k` below 1.
+
+        Cost: exact, O(Q N D).
+        """
+        queries = self._checked(vectors)
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}")
+        k = min(k, len(self))
+        if k == 0:
+            return [[] for _ in queries]
+        return [
+            [self._hit(*found) for found in zip(range(1, k + 1), scores, positions, strict=True)]
+            for start in range(0, len(queries), _BLOCK)
+            for scores, positions in self._nearest(queries[start : start + _BLOCK], k)
+        ]
+
+    def check_model(self, contract: ModelContract) -> None:
+        """Refuse a model that did not make this catalog, of whatever width.
+
+        Where the names are gone the model is not known, and only the width can be compared.
+
+        Raises:
+            MismatchError: It is another model; the message names both.
+        """
+        if self.has_names and contract.fingerprint != self.fingerprint:
+            summary = self.contract_summary
+            raise another_model(self.path, described(self.fingerprint, summary), contract)
+        if contract.embedding_dim != self.dim:
+            raise MismatchError(
+                f"{self.path.name} was made by another model",
+                facts=f"its vectors are {self.dim} wide, "
+                f"those of {contract.name!r} {contract.embedding_dim}",
+                hint=_REBUILD.format(self.path.name),
+            )
+
+    def find_model(self) -> Path | None:
+        """The file of this catalog's model: beside the catalog, else where it was; None: neither.
+
+        Where both places hold a file, the one with the catalog's fingerprint.
+        """
+        return model_file(self.model_path, self.path.parent, self.fingerprint)
+
+    def embedder(self, model: Path | None = None, *, device: str = "auto") -> Embedder:
+        """The model that made this catalog, loaded.
+
+        Args:
+            model: Its file; None takes `find_model`.
+            device: As for `Embedder.load`.
+
+        Raises:
+            UsageError: None was given and none was found.
+            MismatchError: What was given or found is another model.
+        """
+        from embedkit.runtime import Embedder
+
+        file = model or self.find_model()
+        if file is None:
+            was = f"it was {self.model_path}" if self.model_path else "where it was is not known"
+            raise UsageError(
+                f"the model of {self.path.name} is not to be found",
+                facts=f"{described(self.fingerprint, self.contract_summary)}; {was}"
+                if self.has_names
+                else "this file no longer knows its model",
+                hint="put the model's file beside the index, or name it: --model FILE",
+            )
+        embedder = Embedder.load(file, device=device)
+        try:
+            self.check_model(embedder.contract)
+        except MismatchError:
+            embedder.close()
+            raise
+        return embedder
+
+    def _checked(self, vectors: npt.ArrayLike) -> Vectors:
+        try:
+            queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UsageError("the vectors to search with are no array of numbers") from error
+        if queries.ndim != 2:
+            raise UsageError(
+                f"vectors to search with must be (Q, {self.dim}), got shape {queries.shape}"
+            )
+        if queries.shape[1] != self.dim:
+            raise MismatchError(
+                f"these vectors do not belong to {self.path.name}",
+                facts=f"they are {queries.shape[1]} wide, the index holds vectors of {self.dim}",
+                hint="embed the query with the model that made the index",
+            )
+        if not np.isfinite(queries).all():
+            bad = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+            raise UsageError(f"query {bad} has numbers that are not finite")
+        return queries
+
+    def _nearest(self, queries: Vectors, k: int) -> list[tuple[list[float], list[int]]]:
+        """Scores and positions of the `k` nearest of each of ``(Q, D)``, by score, then position.
+
+        FAISS ranks in float32 with sums that depend on the batch, and leaves open which of equal
+        vectors it returns. So a few more than `k` are fetched and ranked again exactly; where the
+        last one fetched is too near to the k-th to be told apart, more are fetched.
+        """
+        found: list[tuple[list[float], list[int]]] = [([], [])] * len(queries)
+        todo = np.arange(len(queries))
+        fetch = min(len(self), k + k // 4 + 16)
+        while len(todo):
+            rough, positions = self._index.search(queries[todo], fetch)
+            again: list[int] = []
+            for row, query in enumerate(todo.tolist()):
+                near, blur = self._exact(queries[query], positions[row])
+                score = (-np.sqrt(-near) if self.metric == "l2" else near).astype(np.float32)
+                order = np.lexsort((positions[row], -score))[:k]
+                last = -rough[row, -1] if self.metric == "l2" else rough[row, -1]
+                if fetch < len(self) and last >= near[order[-1]] - blur:
+                    again.append(query)
+                    continue
+                found[query] = (score[order].tolist(), positions[row][order].tolist())
+            todo = np.asarray(again, dtype=np.int64)
+            fetch = min(len(self), 8 * fetch)
+        return found
+
+    def _exact(
+        self, query: Vectors, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], float]:
+        """Inner product or minus squared distance of the vectors at `positions`; FAISS's error."""
+        if (positions < 0).any():
+            raise damaged(self.path, "FAISS finds fewer vectors than it holds")
+        rows = self._index.reconstruct_batch(positions).astype(np.float64)
+        wide = query.astype(np.float64)
+        near = (
+            -((rows - wide) ** 2).sum(axis=1) if self.metric == "l2" else (rows * wide).sum(axis=1)
+        )
+        if not np.isfinite(near).all():
+            raise damaged(self.path, "it holds vectors that are not finite")
+        # float32 sums are off by about 1e-6 of the squared lengths: this is ten times that.
+        blur = 1e-5 * max(float((wide**2).sum()), float((rows**2).sum(axis=1).max()))
+        return near, blur
+
+    def _hit(self, rank: int, score: float, position: int) -> Hit:
+        if self._tail is None or self.root is None:
+            return Hit(rank, score, position, None, "")
+        path, label = self._tail.path(position), self._tail.label(position)
+        return Hit(
+            rank,
+            score,
+            self._tail.id(position),
+            self.root / os.fsdecode(path),
+            os.fsdecode(label),
+        )
+
+
+def write_catalog(
+    path: Path,
+    rows: Iterable[Row],
+    *,
+    contract: ModelContract,
+    root: Path,
+    model: Path | None = None,
+) -> int:
+    """Publish a catalog: readers see the old file or the new one, whole, whatever happens.
+
+    A temporary file in the same folder is written, measured, read back and forced to the disk; then
+    one rename, and the folder is forced too. The same rows give the same bytes.
+
+    Args:
+        path: The file; replaced when there.
+        rows: In ascending order of id, at least one; vectors ``(D,)``, unit length where the metric
+            is cosine.
+        contract: Of the model that made the vectors.
+        root: The folder the rows' paths are relative to. It is kept relative to the catalog where
+            the two share a parent, so that they can be moved together.
+        model: The model's file, kept in the same way.
+
+    Returns:
+        How many pictures were published.
+
+    Raises:
+        DataError: No rows; nothing is written.
+        EmbedKitError: The file cannot be written (a full disk, no permission); the old one stands.
+        MismatchError: Rows out of order or of another width than the contract's.
+
+    Memory: the vectors, 4 N D bytes, up to twice that while FAISS grows.
+    """
+    path = Path(os.path.realpath(path))
+    names = _Names()
+    index = _flat(contract.embedding_dim, contract.metric)
+    remaining = iter(rows)
+    while block := list(islice(remaining, _BLOCK)):
+        names.add(block)
+        index.add(_stack(block, contract.embedding_dim))
+    if index.ntotal == 0:
+        raise DataError(
+            "there is no usable picture to put into an index",
+            facts=f"looked in {root}",
+            hint="embedkit index FOLDER, with a folder that holds pictures",
+        )
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "root": os.fsdecode(portable_path(root, path.parent)),
+        "model": {
+            "fingerprint": contract.fingerprint,
+            "file": os.fsdecode(portable_path(model, path.parent)) if model else None,
+            "contract": summarize(contract),
+        },
+        "versions": {"embedkit": __version__, "faiss": faiss.__version__, "numpy": np.__version__},
+    }
+
+    def write(file: BinaryIO) -> None:
+        length, crc = write_payload(file, index)
+        manifest["index"] = {
+            "type": type(index).__name__,
+            "factory": "Flat",
+            "metric": contract.metric,
+            "dim": contract.embedding_dim,
+            "count": int(index.ntotal),
+            "payload_bytes": length,
+            "payload_crc32": crc,
+        }
+        write_tail(file, names.members(manifest))
+
+    publish(path, write)
+    return int(index.ntotal)
+
+
+def portable_path(path: Path, start: Path) -> bytes:
+    """How a file in `start` remembers `path`: relative where they share a folder below ``/``."""
+    path, start = Path(os.path.realpath(path)), Path(os.path.realpath(start))
+    shared = os.path.commonpath([path, start])
+    near = shared != os.path.sep or start == Path(shared)
+    return os.fsencode(os.path.relpath(path, start) if near else path)
+
+
+def resolve_path(remembered: bytes, start: Path) -> Path:
+    """The path that `portable_path` remembered, for a file that is in `start` now."""
+    return Path(os.path.normpath(start / os.fsdecode(remembered)))
+
+
+def model_file(was: Path | None, beside: Path, fingerprint: str) -> Path | None:
+    """A model's file: of its name in the folder `beside`, else where it `was`; None: neither.
+
+    Where both hold a file, the one with the fingerprint; where neither has it, the first.
+    """
+    if was is None:
+        return None
+    places = [place for place in dict.fromkeys((beside / was.name, was)) if place.is_file()]
+    if len(places) < 2:
+        return places[0] if places else None
+    return next((place for place in places if _fingerprint(place) == fingerprint), places[0])
+
+
+def summarize(contract: ModelContract) -> dict[str, Any]:
+    """What an index remembers of a contract, for people and for `described`."""
+    return {
+        "name": contract.name,
+        "embedding_dim": contract.embedding_dim,
+        "metric": contract.metric,
+        "normalizes": contract.normalizes,
+        "precision": contract.precision,
+        "backbone": contract.backbone,
+        "pooling": contract.pooling,
+        "loss": contract.loss,
+        "preprocess": contract.preprocess.fingerprint(),
+    }
+
+
+def described(fingerprint: str, summary: dict[str, Any]) -> str:
+    """A model in a few words: ``'shoes', 128 wide, fingerprint 0123...``."""
+    return (
+        f"{summary.get('name', '?')!r}, {summary.get('embedding_dim', '?')} wide, "
+        f"fingerprint {fingerprint}"
+    )
+
+
+def another_model(index: Path, own: str, contract: ModelContract) -> MismatchError:
+    """The sentence for a model that is not the index's own."""
+    return MismatchError(
+        f"{index.name} was made by another model",
+        facts=f"the index: {own}\n"
+        f"this model: {described(contract.fingerprint, summarize(contract))}",
+        hint="use the index's own model: --model FILE,\n"
+        f"or embed every picture again: {_REBUILD.format(index.name)}",
+    )
+
+
+def _fingerprint(model: Path) -> str:
+    from embedkit.runtime import read_contract
+
+    try:
+        return read_contract(model).fingerprint
+    except MismatchError:
+        return ""  # no model of ours: not the one that is looked for
+
+
+class _Names:
+    """Collects ids, paths and labels as the tail stores them."""
+
+    def __init__(self) -> None:
+        self._ids: list[npt.NDArray[np.int64]] = []
+        self._last = -1
+        self._paths, self._labels = bytearray(), bytearray()
+        self._path_ends, self._label_ends = [0], [0]
+
+    def add(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.id <= self._last:
+                raise MismatchError(f"rows must come in ascending order of id, got {row.id} late")
+            self._last = row.id
+            self._paths += row.path
+            self._labels += row.label
+            self._path_ends.append(len(self._paths))
+            self._label_ends.append(len(self._labels))
+        self._ids.append(np.array([row.id for row in rows], "<i8"))
+
+    def members(self, manifest: dict[str, Any]) -> dict[str, bytes]:
+        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return {
+            MANIFEST: text.encode(),
+            IDS: np.concatenate(self._ids).tobytes(),
+            PATH_OFFSETS: np.array(self._path_ends, "<u8").tobytes(),
+            PATHS: bytes(self._paths),
+            LABEL_OFFSETS: np.array(self._label_ends, "<u8").tobytes(),
+            LABELS: bytes(self._labels),
+        }
+
+
+def _flat(dim: int, metric: str) -> Any:
+    return faiss.IndexFlatL2(dim) if metric == "l2" else faiss.IndexFlatIP(dim)
+
+
+def _stack(rows: list[Row], dim: int) -> Vectors:
+    for row in rows:
+        if row.vector.shape != (dim,):
+            raise MismatchError(
+                f"a vector of shape {row.vector.shape} does not belong to a model of width {dim}",
+                facts=os.fsdecode(row.path),
+            )
+    return np.stack([row.vector for row in rows]).astype(np.float32, copy=False)

@@ -1,0 +1,381 @@
+"""The bytes of `catalog.faiss`: how they are checked when read, and published so that none is half.
+
+The file is a genuine FAISS file with a stored ZIP appended::
+
+    [FAISS payload][ZIP: embedkit/manifest.json, embedkit/ids.i64,
+                    embedkit/path_offsets.u64, embedkit/paths.bin,
+                    embedkit/label_offsets.u64, embedkit/labels.bin]
+
+``faiss.read_index`` opens it and ``python -m zipfile -l`` lists it. One rename publishes both
+halves, so vectors and names cannot part. FAISS has no checksum of its own: the manifest holds the
+payload's length and CRC-32, and every member of the ZIP has its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from embedkit.atomic import sync_folder
+from embedkit.errors import EmbedKitError, MismatchError
+
+__all__ = [
+    "IDS",
+    "LABELS",
+    "LABEL_OFFSETS",
+    "MANIFEST",
+    "PATHS",
+    "PATH_OFFSETS",
+    "SCHEMA",
+    "Header",
+    "Tail",
+    "damaged",
+    "is_faiss",
+    "manifest_digest",
+    "publish",
+    "read_header",
+    "read_payload",
+    "read_tail",
+    "write_payload",
+    "write_tail",
+]
+
+SCHEMA = "embedkit.catalog/1"
+
+MANIFEST = "embedkit/manifest.json"
+IDS = "embedkit/ids.i64"
+PATH_OFFSETS, PATHS = "embedkit/path_offsets.u64", "embedkit/paths.bin"
+LABEL_OFFSETS, LABELS = "embedkit/label_offsets.u64", "embedkit/labels.bin"
+_MEMBERS = (MANIFEST, IDS, PATH_OFFSETS, PATHS, LABEL_OFFSETS, LABELS)
+
+# The allow-list: first four bytes of the payload -> type and metric. Nothing else reaches FAISS's
+# reader.
+_TYPES = {b"IxFI": ("IndexFlatIP", "cosine"), b"IxF2": ("IndexFlatL2", "l2")}
+# A flat payload: name, D, N, two fillers, trained, metric, number of floats; then the floats.
+_HEADER = struct.Struct("<4siqqq?iQ")
+
+_CHUNK = 1 << 20  # bytes handed to and from FAISS at a time
+# FAISS keeps its reading limits in process-wide variables.
+_LIMITS = threading.Lock()
+
+
+def is_faiss(path: Path) -> bool:
+    """Whether a file begins as FAISS files of the kinds embedkit writes do."""
+    with path.open("rb") as file:
+        return file.read(4) in _TYPES
+
+
+def manifest_digest(path: Path) -> str:
+    """A hash that tells one catalog from another; empty where the file is missing or damaged.
+
+    Cost: one pass over the file, which compares every checksum.
+    """
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, path)
+            tail = read_tail(file, path, header)
+            if tail is None or _crc(file, header.length) != tail.payload_crc:
+                return ""
+    except (OSError, MismatchError):
+        return ""
+    return hashlib.sha256(json.dumps(tail.manifest, sort_keys=True).encode()).hexdigest()
+
+
+class Header(NamedTuple):
+    """What the payload's first bytes say."""
+
+    type: str
+    metric: str
+    dim: int
+    rows: int
+    length: int  # of the whole payload, bytes
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The names, read once and whole; looked up without copying."""
+
+    manifest: dict[str, Any]
+    payload_crc: int
+    ids: npt.NDArray[np.int64]
+    path_offsets: npt.NDArray[np.uint64]
+    paths: bytes
+    label_offsets: npt.NDArray[np.uint64]
+    labels: bytes
+
+    def id(self, position: int) -> int:
+        return int(self.ids[position])
+
+    def path(self, position: int) -> bytes:
+        start, end = self.path_offsets[position : position + 2].tolist()
+        return self.paths[start:end]
+
+    def label(self, position: int) -> bytes:
+        start, end = self.label_offsets[position : position + 2].tolist()
+        return self.labels[start:end]
+
+
+def read_header(file: BinaryIO, path: Path) -> Header:
+    """What stands before the vectors, checked against the file's length and the allow-list.
+
+    Raises:
+        MismatchError: No flat FAISS file, or cut short.
+    """
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(_HEADER.size)
+    if start[:4] not in _TYPES:
+        raise MismatchError(
+            f"{path} is no embedkit index",
+            facts="it does not begin as a flat FAISS file does" if start else "the file is empty",
+            hint="embedkit index FOLDER -o NAME.faiss makes one",
+        )
+    if len(start) < _HEADER.size:
+        raise damaged(path, f"it is cut short: {size} bytes")
+    name, dim, count, _, _, trained, metric, floats = _HEADER.unpack(start)
+    kind, metric_name = _TYPES[name]
+    wanted = faiss.METRIC_L2 if metric_name == "l2" else faiss.METRIC_INNER_PRODUCT
+    if dim < 1 or count < 0 or floats != dim * count or metric != wanted or not trained:
+        raise damaged(path, "its first bytes contradict each other")
+    length = _HEADER.size + 4 * dim * count
+    if length > size:
+        raise damaged(
+            path, f"it is cut short: {size:,} bytes of at least {length:,} for its vectors"
+        )
+    return Header(kind, metric_name, dim, count, length)
+
+
+def read_tail(file: BinaryIO, path: Path, header: Header) -> Tail | None:
+    """The names behind the payload, each checksum compared; None where there are only vectors.
+
+    Raises:
+        MismatchError: Damaged, of another version, or not of these vectors.
+    """
+    if os.fstat(file.fileno()).st_size == header.length:
+        return None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            if set(entries) != set(_MEMBERS) or len(archive.infolist()) != len(_MEMBERS):
+                raise damaged(path, "the list of names in its tail is not the expected one")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+                raise damaged(path, "its tail is compressed")
+            if min(entry.header_offset for entry in entries.values()) != header.length:
+                raise damaged(path, "its tail does not begin where its vectors end")
+            # read() compares each member with its CRC-32.
+            content = {name: archive.read(entry) for name, entry in entries.items()}
+        manifest = json.loads(content[MANIFEST])
+        return _checked_tail(manifest, content, path, header)
+    except (OSError, MismatchError):
+        raise
+    except Exception as error:
+        # zipfile and json meet damage with a dozen kinds of exception; all of them mean the same
+        # here.
+        raise damaged(path, f"its tail cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _checked_tail(
+    manifest: dict[str, Any], content: dict[str, bytes], path: Path, header: Header
+) -> Tail:
+    if manifest["schema"] != SCHEMA:
+        raise MismatchError(
+            f"{path} was written by another embedkit",
+            facts=f"it is {manifest['schema']!r}, this embedkit reads {SCHEMA!r}",
+            hint="pip install --upgrade embedkit",
+        )
+    index = manifest["index"]
+    said = (index["type"], index["metric"], index["dim"], index["count"], index["payload_bytes"])
+    if said != tuple(header):
+        raise damaged(path, f"its tail describes {said}, its vectors are {tuple(header)}")
+    model = manifest["model"]
+    texts = (manifest["root"], model["fingerprint"], model["file"] or "")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(model["contract"], dict):
+        raise damaged(path, "its manifest is incomplete")
+    tail = Tail(
+        manifest=manifest,
+        payload_crc=int(index["payload_crc32"]),
+        ids=np.frombuffer(content[IDS], "<i8"),
+        path_offsets=np.frombuffer(content[PATH_OFFSETS], "<u8"),
+        paths=content[PATHS],
+        label_offsets=np.frombuffer(content[LABEL_OFFSETS], "<u8"),
+        labels=content[LABELS],
+    )
+    if len(tail.ids) != header.rows or (np.diff(tail.ids) <= 0).any():
+        raise damaged(path, "its ids do not fit its vectors")
+    for offsets, blob in ((tail.path_offsets, tail.paths), (tail.label_offsets, tail.labels)):
+        fits = len(offsets) == header.rows + 1 and offsets[0] == 0 and offsets[-1] == len(blob)
+        if not fits or (offsets[1:] < offsets[:-1]).any():
+            raise damaged(path, "its names do not fit its vectors")
+    return tail
+
+
+def read_payload(
+    file: BinaryIO, path: Path, header: Header, *, mmap: bool, verify: bool
+) -> tuple[Any, int]:
+    """The FAISS index and, where wanted, the CRC-32 of its bytes."""
+    crc = 0
+    if mmap:
+        if verify:
+            crc = _crc(file, header.length)
+        with _read_limits(header.length):
+            index = _map_index(file, path)
+    else:
+        file.seek(0)
+        left = header.length
+
+        def read(count: int) -> bytes:
+            nonlocal crc, left
+            data = file.read(min(count, left))
+            left -= len(data)
+            if verify:
+                crc = zlib.crc32(data, crc)
+            return data
+
+        with _read_limits(header.length):
+            reader = faiss.PyCallbackIOReader(read, _CHUNK)  # type: ignore[attr-defined]
+            index = _read_index(reader, path)
+    if (type(index).__name__, index.d, index.ntotal) != (header.type, header.dim, header.rows):
+        raise damaged(path, "FAISS reads something else from it than its first bytes say")
+    return index, crc
+
+
+def _map_index(file: BinaryIO, path: Path) -> Any:
+    # FAISS maps by name. This name is the file that is open, even when another has taken its place
+    # since; and it is plain ASCII, whatever the file is called.
+    opened = f"/dev/fd/{file.fileno()}"
+    name = opened if os.path.lexists(opened) else str(path)
+    return _read_index(name, path, faiss.IO_FLAG_MMAP_IFC)
+
+
+def _read_index(source: Any, path: Path, flags: int = 0) -> Any:
+    try:
+        return faiss.read_index(source, flags)
+    except RuntimeError as error:
+        raise damaged(path, f"FAISS refuses it: {str(error).rsplit(': ', 1)[-1]}") from error
+    except MemoryError as error:
+        raise EmbedKitError(
+            f"there is not enough memory to read {path}", hint="map it instead: --mmap"
+        ) from error
+
+
+@contextmanager
+def _read_limits(length: int) -> Iterator[None]:
+    """No list in the file may be longer than the file, and no loop may be endless."""
+    with _LIMITS:
+        before = faiss.get_deserialization_vector_byte_limit()
+        loops = faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(4 * length + 64)
+        faiss.set_deserialization_loop_limit(1 << 20)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)
+            faiss.set_deserialization_loop_limit(loops)
+
+
+def _crc(file: BinaryIO, length: int) -> int:
+    file.seek(0)
+    crc = 0
+    while length > 0 and (data := file.read(min(_CHUNK, length))):
+        crc = zlib.crc32(data, crc)
+        length -= len(data)
+    return crc
+
+
+def damaged(path: Path, facts: str) -> MismatchError:
+    """The error for a catalog that is not what was written."""
+    return MismatchError(
+        f"{path} is damaged",
+        facts=facts,
+        hint=f"write it again from its store: embedkit index FOLDER -o {path.name}\n"
+        "(with --rebuild where the store is gone)",
+    )
+
+
+def write_payload(file: BinaryIO, index: Any) -> tuple[int, int]:
+    """Length and CRC-32 of what FAISS wrote.
+
+    FAISS hands its bytes over instead of writing the file itself: its own writer reports no error
+    when the disk turns out to be full only at the close.
+    """
+    length = crc = 0
+
+    def write(data: bytes) -> None:
+        nonlocal length, crc
+        file.write(data)
+        length += len(data)
+        crc = zlib.crc32(data, crc)
+
+    writer = faiss.PyCallbackIOWriter(write, _CHUNK)  # type: ignore[attr-defined]
+    faiss.write_index(index, writer)
+    return length, crc
+
+
+def write_tail(file: BinaryIO, members: dict[str, bytes]) -> None:
+    """Append the names, by member, behind the vectors that were just written."""
+    # Mode "w" on a file that stands behind the payload appends there; "a" would first search the
+    # vectors for a ZIP.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            # A fixed date: the same rows give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a new file, prove it on the disk, and put it in the place of the old one.
+
+    Raises:
+        EmbedKitError: The system refused; the old file stands, nothing is left over.
+    """
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    replaced = False
+    try:
+        with temporary.open("w+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            length = file.tell()
+        _check_written(temporary, length)
+        temporary.replace(path)
+        replaced = True
+        sync_folder(path.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise EmbedKitError(
+            f"the index {path} is written but may not outlast a power cut"
+            if replaced
+            else f"the index {path} cannot be written",
+            facts=f"{error.strerror or error}"
+            + ("" if replaced else "; what was there before still stands"),
+            hint="make room on the disk and run it again: nothing has to be embedded twice"
+            if full
+            else "choose a folder that can be written to: -o FILE",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_written(path: Path, length: int) -> None:
+    """Read back what is about to be published: length, header and every byte of the tail."""
+    size = path.stat().st_size
+    if size != length:
+        raise OSError(errno.EIO, f"wrote {length:,} bytes, the disk holds {size:,}")
+    try:
+        with path.open("rb") as file:
+            read_tail(file, path, read_header(file, path))
+    except MismatchError as error:
+        raise OSError(errno.EIO, f"read back, it differs: {error.facts}") from error

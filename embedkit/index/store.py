@@ -1,0 +1,457 @@
+"""`catalog.faiss.store`: who was embedded, with what, and what failed; the truth while building.
+
+One SQLite file in WAL mode with ``synchronous=FULL``: what was committed outlasts a killed process
+and a power cut. The published catalog is derived from it. Vectors are kept as float32, so that what
+is searched equals a fresh embedding bit for bit; float16 would halve the file and move scores by
+about 2e-4, enough to swap close neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from embedkit.errors import EmbedKitError, MismatchError
+from embedkit.index.catalog import Row, Vectors
+
+__all__ = ["Content", "Item", "Run", "Seen", "Store", "store_path", "writer_lock"]
+
+APPLICATION_ID = 0x656D6B69  # "emki"
+VERSION = 1
+BUSY_SECONDS = 30
+
+# No file's own time: such an item is hashed again by the next run.
+UNSETTLED = -(1 << 62)
+# A file that could not be read is tried again by every run: its bytes may be fine.
+UNREADABLE = "unreadable"
+
+_TABLES = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    fingerprint TEXT NOT NULL,
+    contract TEXT NOT NULL,
+    root BLOB NOT NULL,
+    model BLOB,
+    published TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE item (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    path BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    hash BLOB,
+    label BLOB NOT NULL,
+    error TEXT,
+    reason TEXT,
+    vector BLOB,
+    CHECK ((vector IS NULL) <> (error IS NULL))
+);
+CREATE INDEX item_hash ON item (hash);
+CREATE TABLE spare (hash BLOB PRIMARY KEY, vector BLOB NOT NULL);
+"""
+_SEEN = """
+CREATE TEMP TABLE seen (
+    id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, mtime_ns INTEGER NOT
+    NULL
+)
+"""
+# A file whose size and time are as remembered is not opened, unless it could not be opened before.
+_SETTLED = """
+item.size = seen.size AND item.mtime_ns = seen.mtime_ns
+AND (item.error IS NULL OR item.error <> 'unreadable')
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an index was built from.
+
+    Attributes:
+        fingerprint: Of the model.
+        contract: The model's whole contract, JSON.
+        root: The folder, as `portable_path` keeps it.
+        model: The model's file in the same way; None where it was not told.
+        published: Digest of the manifest of the catalog that equals this store; empty while none
+            does.
+    """
+
+    fingerprint: str
+    contract: str
+    root: bytes
+    model: bytes | None
+    published: str = ""
+
+
+class Seen(NamedTuple):
+    """One file the walk met: path in bytes relative to the root, size in bytes, time."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
+
+
+class Item(NamedTuple):
+    """What is remembered of one file: a vector, or why there is none.
+
+    Attributes:
+        path: In bytes, relative to the root.
+        size: In bytes.
+        mtime_ns: `UNSETTLED` where the file may have changed since without showing it.
+        hash: blake2b-128 of the content; None where it is not known.
+        label: In bytes.
+        error: Code of the `ImageError`; None where there is a vector.
+        reason: Its reason.
+        vector: float32 bytes; None where there is an error.
+    """
+
+    path: bytes
+    size: int
+    mtime_ns: int
+    hash: bytes | None
+    label: bytes
+    error: str | None
+    reason: str | None
+    vector: bytes | None
+
+
+class Content(NamedTuple):
+    """What some content gave before: a vector, or an error with its reason."""
+
+    vector: bytes | None
+    error: str | None
+    reason: str | None
+
+
+def store_path(index: Path) -> Path:
+    """Where the store of an index stands: beside it."""
+    return index.with_name(index.name + ".store")
+
+
+class Store:
+    """One open store; used by one thread. Every method that writes commits before it returns.
+
+    Args:
+        file: The file, made when it is not there; None keeps everything in memory.
+        read_only: Nothing is written to the file, which must be there.
+
+    Raises:
+        MismatchError: The file is damaged, or no store of this version.
+        EmbedKitError: It cannot be opened or written.
+    """
+
+    def __init__(self, file: Path | None, *, read_only: bool = False) -> None:
+        self.file = file or Path(":memory:")
+        name, uri = str(self.file), False
+        if read_only and file:
+            name, uri = f"{file.absolute().as_uri()}?mode=ro", True
+        with self._explained():
+            self._db = sqlite3.connect(name, uri=uri, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def run(self) -> Run | None:
+        """What the index is built from; None in a new store."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT fingerprint, contract, root, model, published FROM run"
+            ).fetchone()
+        return Run(*row) if row else None
+
+    def set_run(self, run: Run) -> None:
+        """Remember what the index is built from."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO run VALUES (1, ?, ?, ?, ?, ?)",
+                (run.fingerprint, run.contract, run.root, run.model, run.published),
+            )
+
+    def set_published(self, digest: str) -> None:
+        """Remember that the catalog with this manifest equals the store."""
+        with self._transaction():
+            self._db.execute("UPDATE run SET published = ?", (digest,))
+
+    # The files of this run
+
+    def see(self, files: Iterable[Seen]) -> int:
+        """Take in what the walk met, in its order; how many. For this connection only."""
+        with self._explained():
+            self._db.execute("DROP TABLE IF EXISTS temp.seen")
+            self._db.execute(_SEEN)
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT INTO seen (path, size, mtime_ns) VALUES (?, ?, ?)", files)
+            self._db.execute("COMMIT")
+            return self._count("SELECT count(*) FROM seen")
+
+    def settled(self) -> tuple[int, int]:
+        """Seen files that are as remembered: how many with a vector, how many with an error."""
+        with self._explained():
+            good, bad = self._db.execute(
+                "SELECT count(item.vector), count(item.error) FROM seen"
+                f" JOIN item ON item.path = seen.path WHERE {_SETTLED}"
+            ).fetchone()
+        return good, bad
+
+    def pending(self, after: int, limit: int) -> list[tuple[int, Seen]]:
+        """The next `limit` seen files that are not settled, in order, beyond number `after`."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT seen.id, seen.path, seen.size, seen.mtime_ns FROM seen"
+                f" LEFT JOIN item ON item.path = seen.path AND {_SETTLED}"
+                " WHERE item.id IS NULL AND seen.id > ? ORDER BY seen.id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [(number, Seen(*rest)) for number, *rest in rows]
+
+    def count_gone(self) -> int:
+        """Remembered pictures with a vector whose file was not seen."""
+        with self._explained():
+            return self._count(
+                "SELECT count(vector) FROM item WHERE path NOT IN (SELECT path FROM seen)"
+            )
+
+    def remove_gone(self) -> None:
+        """Forget every file that was not seen, and what was kept for files that moved."""
+        leaving = self.count_gone()
+        with self._transaction():
+            self._db.execute("DELETE FROM spare")
+            self._db.execute("DELETE FROM item WHERE path NOT IN (SELECT path FROM seen)")
+            if leaving:
+                self._db.execute("UPDATE run SET published = ''")
+
+    # Items
+
+    def content(self, hash: bytes) -> Content | None:
+        """What this content gave before, under any name; None where it is new."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT vector, error, reason FROM item WHERE hash = ?1"
+                " UNION ALL SELECT vector, NULL, NULL FROM spare WHERE hash = ?1 LIMIT 1",
+                (hash,),
+            ).fetchone()
+        return Content(*row) if row else None
+
+    def hash_of(self, path: bytes) -> bytes | None:
+        """The remembered content hash of a path."""
+        with self._explained():
+            row = self._db.execute("SELECT hash FROM item WHERE path = ?", (path,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, items: list[Item]) -> None:
+        """Remember these, in one transaction; a path that is known keeps its id.
+
+        The vector a path had for other content is kept until `remove_gone`: another file may have
+        that content now.
+        """
+        if not items:
+            return
+        with self._transaction():
+            differs = any(item.vector or self._has_vector(item.path) for item in items)
+            self._db.executemany(
+                "INSERT OR IGNORE INTO spare SELECT hash, vector FROM item"
+                " WHERE path = ? AND hash IS NOT NULL AND hash IS NOT ? AND vector IS NOT NULL",
+                ((item.path, item.hash) for item in items),
+            )
+            self._db.executemany(
+                "INSERT INTO item (path, size, mtime_ns, hash, label, error, reason, vector)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
+                " size = excluded.size, mtime_ns = excluded.mtime_ns, hash = excluded.hash,"
+                " label = excluded.label, error = excluded.error, reason = excluded.reason,"
+                " vector = excluded.vector",
+                items,
+            )
+            if differs:
+                self._db.execute("UPDATE run SET published = ''")
+
+    def touch(self, files: list[Seen]) -> None:
+        """Remember new times of files whose content is as before; the catalog stays as it is."""
+        if not files:
+            return
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE item SET size = ?, mtime_ns = ? WHERE path = ?",
+                [(file.size, file.mtime_ns, file.path) for file in files],
+            )
+
+    def forget_failures(self) -> None:
+        """Forget what failed, so that it is tried again."""
+        with self._transaction():
+            self._db.execute("DELETE FROM item WHERE error IS NOT NULL")
+
+    def failures(self) -> Iterator[tuple[bytes, str, str]]:
+        """Path, code and reason of the seen files that failed, by path."""
+        with self._explained():
+            yield from self._db.execute(
+                "SELECT path, error, reason FROM item"
+                " WHERE error IS NOT NULL AND path IN (SELECT path FROM seen) ORDER BY path"
+            )
+
+    def count_usable(self) -> int:
+        """How many files have a vector."""
+        with self._explained():
+            return self._count("SELECT count(vector) FROM item")
+
+    def rows(self, dim: int) -> Iterator[Row]:
+        """What is to be published, by id.
+
+        Raises:
+            MismatchError: A vector has not `dim` numbers: the store is damaged.
+        """
+        with self._explained():
+            for number, path, label, vector in self._db.execute(
+                "SELECT id, path, label, vector FROM item WHERE vector IS NOT NULL ORDER BY id"
+            ):
+                if len(vector) != 4 * dim:
+                    raise _damaged(self.file, f"a vector has {len(vector)} bytes, not {4 * dim}")
+                numbers: Vectors = np.frombuffer(vector, "<f4")
+                yield Row(number, path, label, numbers)
+
+    def _prepare(self) -> None:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables == 0:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            # One transaction: a store exists whole or not at all.
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {VERSION}; COMMIT;"
+            )
+            return
+        if application != APPLICATION_ID:
+            raise MismatchError(
+                f"{self.file} is no embedkit store",
+                facts="it is a database of another program",
+                hint="choose another name for the index: -o NAME.faiss",
+            )
+        if version != VERSION:
+            raise MismatchError(
+                f"{self.file} was written by another embedkit",
+                facts=f"it has version {version}, this embedkit reads {VERSION}",
+                hint="pip install --upgrade embedkit, or run again with --rebuild",
+            )
+        self._db.execute("PRAGMA synchronous = FULL")
+
+    def _has_vector(self, path: bytes) -> bool:
+        row = self._db.execute(
+            "SELECT 1 FROM item WHERE path = ? AND vector IS NOT NULL", (path,)
+        ).fetchone()
+        return row is not None
+
+    def _count(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                # A full disk may have rolled back already.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors in a sentence with the way out."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise _unusable(self.file, error) from error
+        except sqlite3.DatabaseError as error:
+            raise _damaged(self.file, str(error)) from error
+
+
+@contextmanager
+def writer_lock(index: Path) -> Iterator[None]:
+    """Held while one process writes an index; it ends with the process. Readers need none.
+
+    Raises:
+        EmbedKitError: Another process holds it, or the folder cannot be written to.
+    """
+    if os.name != "posix":
+        raise EmbedKitError("writing an index needs a POSIX system (Linux, macOS)")
+    file = index.with_name(index.name + ".lock")
+    handle = _locked(file, index)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(file: Path, index: Path) -> int:
+    """A handle of the lock file, held and with this process's number in it."""
+    import fcntl
+
+    handle = -1
+    try:
+        while True:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder removes the file. Who locked what it removed takes the next one.
+            if os.fstat(handle).st_nlink:
+                break
+            os.close(handle)
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+    except BlockingIOError as error:
+        holder = os.read(handle, 32).decode("ascii", "replace").strip()
+        os.close(handle)
+        raise EmbedKitError(
+            f"another embedkit is writing {index.name}",
+            facts=f"process {holder}" if holder else None,
+            hint="wait until it has ended, or give this one another name: -o NAME.faiss",
+        ) from error
+    except OSError as error:
+        if handle >= 0:
+            os.close(handle)
+        raise EmbedKitError(
+            f"nothing can be written beside {index}",
+            facts=error.strerror,
+            hint="make room, or choose a folder that can be written to: -o FILE",
+        ) from error
+    return handle
+
+
+def _unusable(file: Path, error: sqlite3.OperationalError) -> EmbedKitError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        hint = "make room on the disk and run it again: what was embedded is kept"
+    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        hint = "another program has it open: end that first"
+    elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        hint = "choose a folder that can be written to: -o FILE"
+    else:
+        hint = "run it again; if that does not help: --rebuild"
+    return EmbedKitError(f"the store {file} cannot be used", facts=str(error), hint=hint)
+
+
+def _damaged(file: Path, facts: str) -> MismatchError:
+    return MismatchError(
+        f"the store {file} is damaged",
+        facts=facts,
+        hint="build it again: the same command with --rebuild",
+    )
