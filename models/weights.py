@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -36,7 +38,9 @@ def download_weights(entry: BackboneEntry) -> dict[str, Tensor]:
     published = get_weight(entry.weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
     try:
-        state: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True)
+        # torch.hub announces its download on stdout, which belongs to the command's answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            state: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise MissingError(

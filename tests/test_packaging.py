@@ -1,4 +1,4 @@
-"""The declared packages are those on the disk, and a wheel or sdist holds embedkit and nothing else."""
+"""The declared packages are those on the disk; a wheel and sdist hold embedkit and no more."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_the_wheel_holds_every_module_and_only_embedkit(built: Path) -> None:
 
 def test_the_sdist_can_build_and_carries_licence_and_readme(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "cli/main.py", "models/__init__.py"} <= names
 
 
@@ -86,7 +87,8 @@ def test_the_wheel_works_from_an_empty_folder(built: Path, tmp_path: Path) -> No
     empty.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import embedkit, embedkit.cli.main, embedkit.models;"
+        f"import sys; sys.path.insert(0, {str(site)!r});"
+        "import embedkit, embedkit.cli.main, embedkit.models;"
         f"assert embedkit.__file__.startswith({str(site)!r}), embedkit.__file__;"
         f"assert embedkit.cli.main.__file__.startswith({str(site)!r});"
         "embedkit.cli.main.main(['--version'])"

@@ -163,7 +163,10 @@ def test_a_backbone_without_published_weights_says_so() -> None:
     "failure", [URLError("no network"), TimeoutError("slow"), RuntimeError("invalid hash value")]
 )
 def test_without_network_the_error_says_where_to_put_the_file(
-    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def offline(*arguments: object, **options: object) -> None:
         raise failure
@@ -176,6 +179,7 @@ def test_without_network_the_error_says_where_to_put_the_file(
     assert caught.value.exit_code == 6
     assert str(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in text
     assert "--weights ./resnet18-f37072fd.pth" in text
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_in_torchvisions_cache_needs_no_network(
