@@ -1,0 +1,211 @@
+"""The state of a training in one safetensors file: a kill leaves the old one, damage is found.
+
+Tensors (network, loss parameters, optimiser) are stored as they are; everything scalar is one JSON
+document in the file's metadata. Nothing is pickled. A digest over all tensors finds a damaged file,
+which safetensors alone does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from embedkit.errors import EmbedKitError, MismatchError
+
+__all__ = [
+    "Checkpoint",
+    "pack",
+    "read_checkpoint",
+    "unpack",
+    "write_atomically",
+    "write_checkpoint",
+]
+
+_SCHEMA = "embedkit.checkpoint/1"
+_KEY = "embedkit.checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: By name, on the CPU: ``network/...``, ``loss/...``,
+            ``optimizer/<kind>/<parameter>``.
+        state: The JSON document given to `write_checkpoint`.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    """Replace `path` by these tensors and this JSON document, at once or not at all.
+
+    Raises:
+        EmbedKitError: The file cannot be written; what stood there stands.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    document = {"schema": _SCHEMA, "digest": _digest(whole), "state": state}
+    metadata = {"format": "pt", _KEY: json.dumps(document, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The content of a checkpoint.
+
+    Raises:
+        MismatchError: There is none, or it is damaged, foreign or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise MismatchError(f"there is no checkpoint {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(f"the checkpoint {path} is damaged", facts=str(error)) from error
+    if _KEY not in metadata:
+        raise MismatchError(
+            f"{path} is a safetensors file, but no checkpoint of embedkit",
+            facts=f"its metadata has no {_KEY!r}",
+        )
+    try:
+        document = json.loads(metadata[_KEY])
+        schema, digest, state = document["schema"], document["digest"], document["state"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MismatchError(
+            f"the checkpoint {path} is damaged", facts=f"{type(error).__name__}: {error}"
+        ) from error
+    if schema != _SCHEMA:
+        raise MismatchError(
+            f"the checkpoint {path} was written by another embedkit",
+            facts=f"it is {schema!r}, this embedkit reads {_SCHEMA!r}",
+        )
+    if _digest(tensors) != digest:
+        raise MismatchError(
+            f"the checkpoint {path} is damaged",
+            facts="its tensors are not those that were written",
+        )
+    return Checkpoint(tensors, state)
+
+
+def pack(
+    network: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor]:
+    """All tensors of a training by name; without an optimiser, those of its result."""
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"loss/{name}": tensor for name, tensor in loss.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in _parameters(network, loss).items():
+            for kind, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{kind}/{name}"] = tensor
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    loss: nn.Module | None,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Put the tensors of `pack` back, exactly; None leaves a part out.
+
+    Raises:
+        MismatchError: They belong to another network or loss.
+    """
+    _load(network, tensors, "network/")
+    if loss is None:
+        return
+    _load(loss, tensors, "loss/")
+    if optimizer is None:
+        return
+    parameters = _parameters(network, loss)
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    optimizer.state.clear()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, kind, owner = name.split("/", 2)
+            if owner not in parameters or parameters[owner] not in trained:
+                raise MismatchError(f"the checkpoint trains {owner}, which this run does not")
+            parameter = parameters[owner]
+            state = optimizer.state.setdefault(parameter, {})
+            if tensor.shape == parameter.shape:
+                # In the parameter's own memory format, so that the next step runs the same kernel.
+                state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+            else:
+                state[kind] = tensor.clone()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, force it to the disk and rename it to `path`.
+
+    Raises:
+        EmbedKitError: It cannot be written; what stood at `path` stands.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        # Some writers make a file that only its owner may read; its mode is the user's choice.
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise EmbedKitError(
+            f"{path} could not be written", facts=f"{error}; what stood there before still stands"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _parameters(network: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
+    named = {f"network/{name}": parameter for name, parameter in network.named_parameters()}
+    return named | {f"loss/{name}": parameter for name, parameter in loss.named_parameters()}
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    differing = sorted(found.keys() ^ wanted.keys()) or sorted(
+        name for name in wanted if wanted[name].shape != found[name].shape
+    )
+    if differing:
+        raise MismatchError(
+            f"the checkpoint holds another {prefix.rstrip('/')} than its settings describe",
+            facts=f"{len(differing)} tensors differ, the first is {differing[0]}",
+        )
+    module.load_state_dict(found)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()

@@ -1,0 +1,130 @@
+"""The story of a training as lines of text, and who is told them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+from embedkit.losses import options
+from embedkit.train.plan import Plan
+
+__all__ = ["Reporter", "Silent", "describe", "tell_baseline", "tell_epoch", "tell_result"]
+
+# Share of the time; below it, decoding is hidden behind the network's arithmetic.
+_LONG_WAIT = 0.2
+
+
+class Reporter(Protocol):
+    """Who is told; `embedkit.cli.display.Display` is one."""
+
+    def note(self, label: str, text: str) -> None:
+        """A line of the story."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something the user should know although the work goes on."""
+        ...
+
+    def progress(
+        self, what: str, total: int | None
+    ) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A bar; the block calls ``advance(done, failed)``."""
+        ...
+
+
+class Silent:
+    """A reporter that tells nobody."""
+
+    def note(self, label: str, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, failed: None
+
+
+def describe(plan: Plan, tell: Reporter) -> None:
+    """The lines on what a training is going to do."""
+    recipe, photos = plan.recipe, plan.photos
+    skipped = [f"{len(plan.failures)} unreadable files"] if plan.failures else []
+    skipped += [f"{len(plan.left_out)} classes of one image"] if plan.left_out else []
+    without = f"; left out: {', '.join(skipped)}" if skipped else ""
+    images, classes = len(photos.paths), len(set(photos.labels))
+    tell.note("data", f"{images:,} images, {classes:,} classes in {photos.root}{without}")
+    parts = {split: plan.counts(split) for split in ("train", "val", "test")}
+    told = [
+        f"{split} {count['images']:,} images of {count['classes']:,} classes"
+        for split, count in parts.items()
+        if count["images"]
+    ]
+    tell.note("split", "; ".join(told))
+    seen = {photos.labels[row] for row in plan.rows("val")} & set(plan.classes)
+    if seen:
+        tell.note("", f"{len(seen)} classes of val are also trained on")
+    if not parts["val"]["images"]:
+        tell.note("", "nothing held out: no epoch is measured, and the last weights count")
+    frozen = f", first {recipe.freeze} stages frozen" if recipe.freeze else ""
+    norm = ", BatchNorm frozen" if recipe.batch_norm_frozen else ""
+    tell.note(
+        "model",
+        f"{recipe.backbone} (weights {recipe.weights}{frozen}{norm}), {recipe.pooling} pooling, "
+        f"{recipe.dim}-d, {recipe.image_size} x {recipe.image_size} pixels",
+    )
+    told = [f"{k}={v}" for k, v in {**options(recipe.loss), **recipe.loss_options}.items()]
+    tell.note("loss", f"{recipe.loss}  {' '.join(told)}")
+    classes_per_batch = min(recipe.classes_per_batch, len(plan.classes))
+    tell.note(
+        "steps",
+        f"{plan.steps:,} in {plan.epochs} epochs of up to {plan.epoch_steps}; "
+        f"{classes_per_batch} classes x {recipe.images_per_class} images; "
+        f"learning rate {recipe.backbone_learning_rate:g}, head {recipe.head_learning_rate:g}",
+    )
+    number = str(plan.amp or torch.float32).removeprefix("torch.")
+    tell.note("device", f"{plan.device} ({number}), {torch.get_num_threads()} threads")
+
+
+def tell_baseline(baseline: dict[str, Any], tell: Reporter) -> None:
+    """One line per measured split."""
+    for split, metrics in baseline.items():
+        tell.note("baseline", f"{split}: {_brief(metrics)}   pooled features, untrained")
+
+
+def tell_epoch(row: dict[str, Any], epochs: int, tell: Reporter) -> None:
+    """One line: loss, retrieval on ``val``, the loss's tell-tales, time."""
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {number:.2f}" for name, number in row["stats"].items()
+    )
+    loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+    parts = [f"{row['epoch']}/{epochs}", f"loss {loss}"]
+    if row["val"]:
+        parts.append(_brief(row["val"]))
+    share = row["waited"] / max(row["seconds"], 1e-9)
+    slow = f", {share:.0%} of it waiting for pictures" if share > _LONG_WAIT else ""
+    tell.note("epoch", "   ".join([*parts, told, f"{row['seconds']:.0f} s{slow}"]))
+
+
+def tell_result(
+    best: dict[str, Any] | None,
+    baseline: dict[str, Any],
+    test: dict[str, Any] | None,
+    tell: Reporter,
+) -> None:
+    """The best epoch, beside the untrained network."""
+    if best is None:
+        return
+    tell.note("best", f"epoch {best['epoch']}")
+    for split, metrics in {"val": best["val"], "test": test}.items():
+        if metrics:
+            tell.note(split, f"{_brief(metrics)}   untrained: {_brief(baseline[split])}")
+
+
+def _brief(metrics: dict[str, Any]) -> str:
+    def show(name: str) -> str:
+        return "-" if metrics[name] is None else f"{metrics[name]:.4f}"
+
+    return f"recall@1 {show('recall@1')}  MAP@R {show('map@r')}"
