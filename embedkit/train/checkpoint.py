@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from embedkit.atomic import published
 from embedkit.errors import EmbedKitError, MismatchError
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "pack",
     "read_checkpoint",
     "unpack",
-    "write_atomically",
     "write_checkpoint",
 ]
 
@@ -58,7 +57,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str,
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     document = {"schema": _SCHEMA, "digest": _digest(whole), "state": state}
     metadata = {"format": "pt", _KEY: json.dumps(document, allow_nan=False)}
-    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
+    try:
+        with published(path) as temporary:
+            save_file(whole, temporary, metadata)
+    except SafetensorError as error:
+        raise EmbedKitError(
+            f"{path} could not be written", facts=f"{error}; what stood there before still stands"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -145,42 +150,6 @@ def unpack(
                 state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
             else:
                 state[kind] = tensor.clone()
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, force it to the disk and rename it to `path`.
-
-    Raises:
-        EmbedKitError: It cannot be written; what stood at `path` stands.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        # Some writers make a file that only its owner may read; its mode is the user's choice.
-        temporary.unlink(missing_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise EmbedKitError(
-            f"{path} could not be written", facts=f"{error}; what stood there before still stands"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets a folder be opened."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _parameters(network: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:

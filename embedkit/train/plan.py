@@ -18,7 +18,7 @@ from embedkit.data import PhotoSet, PKSampler, check_readable, hold_out_classes
 from embedkit.errors import ImageError, MissingError, UnknownNameError, UsageError
 from embedkit.train.recipe import Recipe
 
-__all__ = ["Plan", "choose_device", "create_loss", "make_plan"]
+__all__ = ["Plan", "check_names", "choose_device", "create_loss", "make_plan"]
 
 _LEAST_EPOCH_STEPS = 20
 
@@ -98,7 +98,7 @@ def make_plan(
         UnknownNameError: No such loss, option, backbone or pooling.
         DataError: Too few classes with two images.
     """
-    _check_names(recipe)
+    check_names(recipe)
     failures = check_readable(photos, workers, progress=progress)
     broken = {path for path, _ in failures}
     usable = [row for row, path in enumerate(photos.paths) if path not in broken]
@@ -177,7 +177,12 @@ def _sampler(recipe: Recipe, labels: npt.NDArray[np.int64], steps: int | None) -
     )
 
 
-def _check_names(recipe: Recipe) -> None:
+def check_names(recipe: Recipe) -> None:
+    """Refuse a typing error before anything slow begins.
+
+    Raises:
+        UnknownNameError: No such loss, option, backbone or pooling.
+    """
     known = losses.options(recipe.loss)
     for name in recipe.loss_options:
         if name not in known:

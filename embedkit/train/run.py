@@ -26,11 +26,12 @@ from typing import Any
 import torch
 
 from embedkit import __version__
+from embedkit.atomic import published
 from embedkit.data import PhotoSet
 from embedkit.errors import DataError, MismatchError, UsageError
 from embedkit.models import EmbeddingNet, create_network, weights_hash
 from embedkit.runtime.contract import ModelContract
-from embedkit.train.checkpoint import read_checkpoint, unpack, write_atomically
+from embedkit.train.checkpoint import read_checkpoint, unpack
 from embedkit.train.recipe import Recipe
 
 __all__ = ["Run", "latest_run", "new_run_dir", "point_last", "versions", "write_split"]
@@ -259,7 +260,8 @@ def point_last(run_dir: Path) -> None:
         # No links on this file system, or something that is no link stands there.
         temporary.unlink(missing_ok=True)
         note = run_dir.parent / "last.txt"
-        write_atomically(note, lambda path: path.write_text(run_dir.name, encoding="utf-8"))
+        with published(note) as text:
+            text.write_text(run_dir.name, encoding="utf-8")
 
 
 def write_split(path: Path, photos: PhotoSet) -> None:
@@ -277,13 +279,13 @@ def write_split(path: Path, photos: PhotoSet) -> None:
         strict=True,
     )
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "label", "split", "is_query", "is_gallery"])
-            writer.writerows(rows)
-
-    write_atomically(path, write)
+    with (
+        published(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "is_query", "is_gallery"])
+        writer.writerows(rows)
 
 
 def versions() -> dict[str, str]:

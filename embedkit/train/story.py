@@ -91,21 +91,28 @@ def describe(plan: Plan, tell: Reporter) -> None:
 def tell_baseline(baseline: dict[str, Any], tell: Reporter) -> None:
     """One line per measured split."""
     for split, metrics in baseline.items():
-        tell.note("baseline", f"{split}: {_brief(metrics)}   pooled features, untrained")
+        tell.note("baseline", f"{split}: {_brief(metrics)}  pooled features, untrained")
 
 
 def tell_epoch(row: dict[str, Any], epochs: int, tell: Reporter) -> None:
-    """One line: loss, retrieval on ``val``, the loss's tell-tales, time."""
-    told = ", ".join(
-        f"{name.replace('_', ' ')} {number:.2f}" for name, number in row["stats"].items()
-    )
-    loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+    """One line of 80 columns: loss, retrieval on ``val``, tell-tales, time since the beginning.
+
+    ``active 51%/34%`` are the shares of positive and negative pairs that still pull or push; all
+    tell-tales of the loss are in metrics.jsonl.
+    """
+    loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
     parts = [f"{row['epoch']}/{epochs}", f"loss {loss}"]
     if row["val"]:
-        parts.append(_brief(row["val"]))
+        parts.append(_brief(row["val"], digits=3))
+    stats = row["stats"]
+    active = [name for name in ("active_positives", "active_negatives") if name in stats]
+    if active:
+        parts.append("active " + "/".join(f"{stats[name]:.0%}" for name in active))
+    else:
+        parts += [f"{name.replace('_', ' ')} {stats[name]:.2f}" for name in list(stats)[:2]]
     share = row["waited"] / max(row["seconds"], 1e-9)
     slow = f", {share:.0%} of it waiting for pictures" if share > _LONG_WAIT else ""
-    tell.note("epoch", "   ".join([*parts, told, f"{row['seconds']:.0f} s{slow}"]))
+    tell.note("epoch", "  ".join([*parts, f"{row['seconds']:.0f} s{slow}"]))
 
 
 def tell_result(
@@ -120,11 +127,11 @@ def tell_result(
     tell.note("best", f"epoch {best['epoch']}")
     for split, metrics in {"val": best["val"], "test": test}.items():
         if metrics:
-            tell.note(split, f"{_brief(metrics)}   untrained: {_brief(baseline[split])}")
+            tell.note(split, f"{_brief(metrics)}  untrained: {_brief(baseline[split])}")
 
 
-def _brief(metrics: dict[str, Any]) -> str:
+def _brief(metrics: dict[str, Any], digits: int = 4) -> str:
     def show(name: str) -> str:
-        return "-" if metrics[name] is None else f"{metrics[name]:.4f}"
+        return "-" if metrics[name] is None else f"{metrics[name]:.{digits}f}"
 
     return f"recall@1 {show('recall@1')}  MAP@R {show('map@r')}"

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
 from embedkit.errors import EmbedKitError, Interrupted, MismatchError, UsageError
 from embedkit.evaluate import retrieval_metrics
@@ -34,11 +35,10 @@ from embedkit.train.checkpoint import (
     pack,
     read_checkpoint,
     unpack,
-    write_atomically,
     write_checkpoint,
 )
 from embedkit.train.guards import reproducible, seed_of, stop_requests
-from embedkit.train.plan import Plan, choose_device, create_loss, make_plan
+from embedkit.train.plan import Plan, check_names, choose_device, create_loss, make_plan
 from embedkit.train.recipe import MAY_CHANGE_ON_RESUME, Recipe
 from embedkit.train.run import SCHEMA, Run, create_untrained, point_last, versions, write_split
 from embedkit.train.story import Reporter, Silent, describe, tell_baseline, tell_epoch, tell_result
@@ -87,6 +87,7 @@ def train(
     torch's global generator and its determinism flag are as before when this returns.
     """
     reporter = reporter or Silent()
+    check_names(recipe)
     place = choose_device(device)
     saved = _read_saved(run_dir, recipe) if resume else None
     if saved is None and run_dir.exists() and any(run_dir.iterdir()):
@@ -440,7 +441,7 @@ class _Training:
         if best.exists():
             self.progress.best = read_checkpoint(best).state["best"]
         lines = "".join(json.dumps(row) + "\n" for row in self.progress.rows)
-        write_atomically(self.run_dir / "metrics.jsonl", lambda path: path.write_text(lines))
+        _write_text(self.run_dir / "metrics.jsonl", lines)
         self.tell.note("resume", f"from epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _save(self, row: dict[str, Any] | None = None) -> None:
@@ -457,8 +458,7 @@ class _Training:
             with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         else:
-            text = self.recipe.to_toml()
-            write_atomically(self.run_dir / "config.toml", lambda path: path.write_text(text))
+            _write_text(self.run_dir / "config.toml", self.recipe.to_toml())
             write_split(self.run_dir / "split.csv", self.plan.photos)
             self._write_failures()
         self._write_record("unfinished")
@@ -496,8 +496,7 @@ class _Training:
             "test": test,
             "versions": versions(),
         }
-        text = json.dumps(record, indent=1) + "\n"
-        write_atomically(self.run_dir / "run.json", lambda path: path.write_text(text))
+        _write_text(self.run_dir / "run.json", json.dumps(record, indent=1) + "\n")
 
     def _write_failures(self) -> None:
         if self.plan.failures:
@@ -505,8 +504,7 @@ class _Training:
                 json.dumps({"path": str(path), "code": error.code, "reason": error.reason}) + "\n"
                 for path, error in self.plan.failures
             )
-            path = self.run_dir / "failed.jsonl"
-            write_atomically(path, lambda temporary: temporary.write_text(lines))
+            _write_text(self.run_dir / "failed.jsonl", lines)
 
     # --- where we are ----------------------------------------------------------------------------
 
@@ -530,6 +528,11 @@ class _Training:
     def _leave_if_asked(self) -> None:
         if self.stop.is_set():
             raise _StopRequested
+
+
+def _write_text(path: Path, text: str) -> None:
+    with published(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _quality(row: dict[str, Any]) -> float:

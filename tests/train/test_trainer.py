@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,22 +181,24 @@ def test_a_kill_between_two_files_loses_nothing(
     after: bool,
 ) -> None:
     run_dir = tmp_path / "run"
-    genuine = checkpoint.write_atomically
+    genuine = checkpoint.published
     seen = 0
 
-    def dying(path: Path, write: Callable[[Path], object]) -> None:
+    @contextlib.contextmanager
+    def dying(path: Path) -> Iterator[Path]:
         nonlocal seen
         # The second time is at the end of the first or second epoch, by the file.
         seen += path.name == victim
         strikes = path.name == victim and seen == (1 if victim == "best.safetensors" else 3)
         if strikes and not after:
             raise _Killed
-        genuine(path, write)
+        with genuine(path) as temporary:
+            yield temporary
         if strikes:
             raise _Killed
 
     for module in (checkpoint, trainer):
-        monkeypatch.setattr(module, "write_atomically", dying)
+        monkeypatch.setattr(module, "published", dying)
     with pytest.raises(_Killed):
         train(_recipe(), photos, run_dir, device="cpu")
     monkeypatch.undo()
