@@ -1,0 +1,175 @@
+"""The whole line on real photos: 81 grocery products, half of them never seen in training.
+
+    python examples/01_grocery.py --data ../shared/data [--short] [--light-python PYTHON]
+
+1. trains MobileNetV2 with Ranked List Loss on 41 products, from ImageNet weights in a file;
+2. exports it to ONNX, compared with PyTorch on held-out photos;
+3. indexes the photos of the other 40 products that were taken on earlier shop visits, in a process
+   that cannot import torch (`--light-python` names the interpreter of a light installation);
+4. searches for every photo of the later visits, and checks that the light half finds just what the
+   trained network finds: the same recall@1, computed here again with PyTorch.
+
+`--short` takes a tenth of the steps and ten products; it proves the line, not the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+NO_TORCH = """
+import sys
+for name in ("torch", "torchvision", "onnx", "safetensors"):
+    sys.modules[name] = None
+from embedkit.cli.main import main
+main()
+"""
+
+
+def main() -> None:
+    """Run the four stages and print the figures as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--light-python", type=Path)
+    options = parser.parse_args()
+    data = options.data.resolve()
+    if not (data / "grocery" / "manifest.csv").is_file():
+        print(f"skipped: no grocery photos at {options.data}/grocery", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        work = (options.out or Path(scratch)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        figures = run(data, work, options.seed, options.short, options.light_python)
+    print(json.dumps(figures))
+
+
+def run(
+    data: Path, work: Path, seed: int, short: bool, light_python: Path | None
+) -> dict[str, Any]:
+    """All four stages below `work`; the figures of each."""
+    manifest = data / "grocery" / "manifest.csv"
+    if short:
+        manifest = shorten(manifest, work / "short.csv", products=10)
+    train = embedkit(
+        [
+            *["train", str(manifest), "--weights", f"{data}/weights/mobilenet_v2_imagenet.pth"],
+            *["--loss", "rll", "--backbone", "mobilenet_v2", "--freeze", "7", "--dim", "128"],
+            *["--image-size", "128", "--batch", "16x4", "--steps", "20" if short else "200"],
+            *["--val-share", "0", "--seed", str(seed), "--name", f"grocery-{seed}"],
+        ],
+        work,
+    )
+    export = embedkit(["export", "runs/last"], work)
+
+    gallery, queries = arrange(data / "grocery", manifest, work)
+    model = work / "runs" / "last" / "model.onnx"
+    light = [str(light_python), "-m", "embedkit.cli.main"] if light_python else None
+    light = light or [sys.executable, "-c", NO_TORCH]
+    index = embedkit(
+        ["index", str(gallery), "-o", "gallery.faiss", "--model", str(model)], work, light
+    )
+    search = embedkit(["search", str(queries), "--index", "gallery.faiss", "-k", "1"], work, light)
+    found = [
+        result["hits"][0]["label"] == Path(result["query"]).parent.name
+        for result in search["results"]
+    ]
+    torch_recall = recall_in_torch(work / "runs" / "last", gallery, queries)
+    light_recall = sum(found) / len(found)
+    if abs(light_recall - torch_recall) > 0.5 / len(found):
+        raise SystemExit(f"the light half finds {light_recall}, PyTorch {torch_recall}")
+    return {
+        "train": train,
+        "export": export,
+        "gallery": index["found"],
+        "queries": len(found),
+        "recall@1 light": light_recall,
+        "recall@1 torch": torch_recall,
+    }
+
+
+def embedkit(
+    arguments: list[str], folder: Path, command: list[str] | None = None
+) -> dict[str, Any]:
+    """Run one embedkit command in `folder`; its JSON document."""
+    command = command or [sys.executable, "-m", "embedkit.cli.main"]
+    print("$ embedkit", *arguments, file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [*command, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, check=True
+    )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def shorten(manifest: Path, path: Path, products: int) -> Path:
+    """A manifest of the first `products` products of each side of the split."""
+    rows = list(csv.DictReader(manifest.open(encoding="utf-8")))
+    kept: dict[str, dict[str, None]] = {"train": {}, "test": {}}
+    for row in rows:
+        if len(kept[row["split"]]) < products:
+            kept[row["split"]][row["label"]] = None
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            if row["label"] in kept[row["split"]]:
+                writer.writerow({**row, "path": str(manifest.parent / row["path"])})
+    return path
+
+
+def arrange(grocery: Path, manifest: Path, work: Path) -> tuple[Path, Path]:
+    """Two folders of links, one per product: earlier visits to search in, later ones to ask."""
+    visits = csv.DictReader((grocery / "original_split.csv").open(encoding="utf-8"))
+    later = {row["path"] for row in visits if row["original_split"] == "test"}
+    gallery, queries = work / "gallery", work / "queries"
+    for row in csv.DictReader(manifest.open(encoding="utf-8")):
+        if row["split"] == "test":
+            photo = (manifest.parent / row["path"]).resolve()
+            is_query = str(photo.relative_to(grocery)) in later
+            folder = (queries if is_query else gallery) / row["label"]
+            folder.mkdir(parents=True, exist_ok=True)
+            link = folder / photo.name
+            if not link.is_symlink():
+                link.symlink_to(photo)
+    for folder in queries.iterdir():  # a product without an earlier photo cannot be found
+        if not (gallery / folder.name).is_dir():
+            folder.rename(work / f"alone-{folder.name}")
+    return gallery, queries
+
+
+def recall_in_torch(run_folder: Path, gallery: Path, queries: Path) -> float:
+    """Recall@1 of the trained network itself, every score computed in float64."""
+    import torch
+
+    from embedkit.imaging import read_pixels
+    from embedkit.train import Run
+
+    trained = Run.load(run_folder)
+    network, preprocess = trained.network(), trained.recipe.preprocess()
+
+    def embed(folder: Path) -> tuple[torch.Tensor, list[str]]:
+        photos = sorted(folder.rglob("*.jpg"))
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(photos), 32):
+                pixels = [read_pixels(path, preprocess) for path in photos[start : start + 32]]
+                rows.append(network(torch.stack([torch.from_numpy(p) for p in pixels])))
+        return torch.nn.functional.normalize(torch.cat(rows).double(), dim=1), [
+            path.parent.name for path in photos
+        ]
+
+    (wanted, asked), (known, names) = embed(queries), embed(gallery)
+    first = (wanted @ known.T).argmax(dim=1).tolist()
+    return sum(names[i] == label for i, label in zip(first, asked, strict=True)) / len(asked)
+
+
+if __name__ == "__main__":
+    main()
