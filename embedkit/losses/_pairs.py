@@ -1,0 +1,161 @@
+"""All pairs of a batch: who is positive to whom, distances and cosines, no NaN in any gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "distances_of_cosines",
+    "first_two",
+    "mean_weights",
+    "pair_cosines",
+    "pair_distances",
+    "pair_stats",
+    "same_and_other",
+    "share",
+    "soft_maximum",
+    "with_slope",
+]
+
+
+def same_and_other(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks ``(B, B)``: the other rows of the anchor's class, and the rows of other classes."""
+    same = labels[:, None] == labels[None, :]
+    other = ~same
+    same.fill_diagonal_(False)
+    return same, other
+
+
+def pair_distances(rows: Tensor, *, query_only: bool = False) -> Tensor:
+    """Euclidean distances ``(B, B)`` of ``(B, D)`` rows.
+
+    Rows are centred first, so that a batch about to collapse keeps its precision. Distances below
+    the rounding of the matrix product (about 1e-3 of the batch's radius in float32, 1e-7 in
+    float64) are exactly 0, and a distance of 0 has gradient 0. With ``query_only``, ``d[i, j]``
+    moves row i alone. Cost: O(B^2 D) time, O(B^2) memory.
+    """
+    distances: Tensor = _PairDistances.apply(rows, query_only)
+    return distances
+
+
+class _PairDistances(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, query_only: bool) -> Tensor:
+        centred = rows - rows.mean(0)
+        product = centred @ centred.T
+        # The product's own diagonal: then equal rows cancel to rounding, whatever the summation
+        # order.
+        square = product.diagonal().clone()
+        size = square[:, None] + square[None, :]
+        distances = product.mul_(-2).add_(size)
+        size.mul_(8 * torch.finfo(rows.dtype).eps)
+        # 0 * NaN stays NaN: broken input is not hidden.
+        distances.mul_(distances > size).sqrt_()
+        ctx.save_for_backward(centred, distances)
+        ctx.query_only = query_only
+        return distances
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        centred, distances = ctx.saved_tensors
+        pull = (slope / distances).masked_fill_(distances == 0, 0)
+        if not ctx.query_only:
+            pull = pull + pull.T
+        # sum_j pull_ij (x_i - x_j), d(d_ij)/dx_i being (x_i - x_j) / d_ij
+        return torch.addmm(pull.sum(1, keepdim=True) * centred, pull, centred, alpha=-1), None
+
+
+def pair_cosines(rows: Tensor) -> Tensor:
+    """Dot products ``(B, B)`` of ``(B, D)`` rows: cosines when they are unit rows."""
+    products: Tensor = _PairProducts.apply(rows)
+    return products
+
+
+class _PairProducts(torch.autograd.Function):
+    """x x^T, with one matrix product in backward instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        result: Tensor = (slope + slope.T) @ rows
+        return result
+
+
+def with_slope(pairs: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    """``value``, whose derivative with respect to each entry of ``pairs`` is ``slope``.
+
+    For losses whose derivative is known in closed form: nothing but ``slope`` is kept for backward.
+    """
+    linked: Tensor = _WithSlope.apply(pairs, value, slope)
+    return linked
+
+
+class _WithSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * outer, None, None
+
+
+def soft_maximum(powers: Tensor, kept: Tensor, *, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Sum of ``log(1 + sum_kept exp(power))`` over the lines along ``dim``, and its slopes.
+
+    Stable for any power. The slopes in each power take the place of ``powers``.
+    """
+    powers.masked_fill_(~kept, -torch.inf)
+    top = powers.amax(dim, keepdim=True).clamp_(min=0)
+    # Below exp(-60) a term changes no digit, and its products would be subnormal, hence slow.
+    weights = torch.threshold_(powers.sub_(top), -60, -torch.inf).exp_()
+    total = weights.sum(dim, keepdim=True).add_((-top).exp())
+    return (top + total.log()).sum(), weights.div_(total)
+
+
+def distances_of_cosines(cosines: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Euclidean distances of unit rows from ``scale`` times ``cosines``; no gradient."""
+    return cosines.detach().mul(-2 * scale).add_(2).clamp_(min=0).sqrt_()
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """``part / whole`` of two counts or sums, 0 when there is nothing."""
+    return part / whole.clamp(min=1)
+
+
+def first_two(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the first and of the second image of each class that has two, class by class."""
+    ordered, row = labels.sort(stable=True)
+    ends = torch.ones(1, dtype=torch.bool, device=labels.device)
+    starts = torch.cat([ends, ordered[1:] != ordered[:-1]])
+    lasts = torch.cat([starts[1:], ends])
+    (first,) = (starts & ~lasts).nonzero(as_tuple=True)
+    return row[first], row[first + 1]
+
+
+def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Per row of a mask, the weights that turn a sum into the mean over its set entries."""
+    weights = mask.to(dtype)
+    return weights.div_(weights.sum(1, keepdim=True).clamp_(min=1))
+
+
+def pair_stats(distances: Tensor, same: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """Mean distance of all positive and of all negative pairs, 0 without any."""
+    distances = distances.detach()
+    return {
+        "positive_distance": share((distances * same).sum(), same.sum()),
+        "negative_distance": share((distances * other).sum(), other.sum()),
+    }
