@@ -14,7 +14,7 @@ from embedkit.errors import UnknownNameError, UsageError
 from embedkit.losses._base import MetricLoss
 from embedkit.registry import Registry
 
-__all__ = ["MetricLoss", "create", "names", "needs_classes", "options"]
+__all__ = ["MetricLoss", "create", "names", "needs_classes", "options", "special_batch"]
 
 _LOSSES = Registry("loss", "embedkit.losses")
 _SIZES = ("num_classes", "embedding_dim")
@@ -81,11 +81,21 @@ def needs_classes(name: str) -> bool:
     return _find(name).needs_classes
 
 
+def special_batch(name: str) -> str:
+    """What a batch of this loss must be beyond labelled images, in words; empty for most.
+
+    Raises:
+        UnknownNameError: No such loss.
+    """
+    return _find(name).special_batch
+
+
 @dataclass(frozen=True)
 class _Entry:
     make: Callable[..., MetricLoss]
     options: dict[str, Any]
     needs_classes: bool
+    special_batch: str = ""
 
 
 def _find(name: str) -> _Entry:
@@ -94,7 +104,7 @@ def _find(name: str) -> _Entry:
     loss = _LOSSES.get(name)
     parameters = inspect.signature(loss).parameters.values()
     options = {part.name: part.default for part in parameters if part.name not in _SIZES}
-    return _Entry(loss, options, bool(loss.needs_classes))
+    return _Entry(loss, options, bool(loss.needs_classes), str(loss.special_batch))
 
 
 def _find_peer(name: str) -> _Entry:

@@ -26,10 +26,14 @@ class MetricLoss(nn.Module):
             exported model then ends in the same scaling.
         needs_classes: The loss holds one or more vectors per class in the parameter ``proxies``
             ``(num_classes, embedding_dim)`` and takes both numbers at creation.
+        special_batch: What a batch must be, in words, when labelled images of some classes are
+            not enough: such a loss is no use in a training that draws batches by class. Empty for
+            most.
     """
 
     normalizes: bool = True
     needs_classes: ClassVar[bool] = False
+    special_batch: ClassVar[str] = ""
 
     def __init__(self) -> None:
         super().__init__()

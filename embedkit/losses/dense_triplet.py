@@ -34,6 +34,8 @@ class DenseTripletLoss(MetricLoss):
     scalar. Cost: O(B^2 D) time and O(B^2) memory, for all anchors O(B^3 + B^2 D) time.
     """
 
+    special_batch = "images labelled with numbers that are near or far"
+
     def __init__(self, *, margin: float = 0.03, anchors: Literal["first", "all"] = "first") -> None:
         super().__init__()
         self.margin = check_number("margin", margin, least=0)

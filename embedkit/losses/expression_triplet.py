@@ -31,6 +31,8 @@ class ExpressionTripletLoss(MetricLoss):
     O(B D) time and memory.
     """
 
+    special_batch = "triplets whose third image is the odd one out"
+
     def __init__(self, *, margin: float = 0.2) -> None:
         super().__init__()
         self.margin = check_number("margin", margin, least=0)

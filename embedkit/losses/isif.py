@@ -35,6 +35,8 @@ class InvariantSpreadingLoss(MetricLoss):
     scalar. Cost: O(B^2 D) time, O(B^2) memory.
     """
 
+    special_batch = "two views of each image"
+
     def __init__(self, *, temperature: float = 0.1, negative_weight: float = 1.0) -> None:
         super().__init__()
         self.temperature = check_number("temperature", temperature, above=0)

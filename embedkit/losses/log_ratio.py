@@ -39,6 +39,7 @@ class LogRatioLoss(MetricLoss):
     """
 
     normalizes = False
+    special_batch = "images labelled with numbers that are near or far"
 
     def __init__(
         self, *, squared: bool = False, anchors: Literal["first", "all"] = "first"

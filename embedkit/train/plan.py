@@ -182,7 +182,15 @@ def check_names(recipe: Recipe) -> None:
 
     Raises:
         UnknownNameError: No such loss, option, backbone or pooling.
+        UsageError: The loss is no use with batches drawn by class.
     """
+    special = losses.special_batch(recipe.loss)
+    if special:
+        raise UsageError(
+            f"the loss {recipe.loss} cannot be trained by this command",
+            facts=f"it needs batches of {special}; train draws its batches by class",
+            hint=f"--loss rll; in Python: embedkit.losses.create({recipe.loss!r})",
+        )
     known = losses.options(recipe.loss)
     for name in recipe.loss_options:
         if name not in known:

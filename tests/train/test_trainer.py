@@ -383,8 +383,19 @@ def test_frozen_stages_and_frozen_batch_norm_stay_as_they_are(
     assert not [name for name in moved if "running_" in name]
 
 
-@pytest.mark.parametrize("name", losses.names())
-def test_every_loss_trains(photos: PhotoSet, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in losses.names() if losses.special_batch(name)])
+def test_a_loss_that_batches_by_class_would_deceive_is_refused(
+    photos: PhotoSet, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UsageError, match=losses.special_batch(name)):
+        train(_recipe(loss=name), photos, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in losses.names() if not losses.special_batch(name)]
+)
+def test_every_other_loss_trains(photos: PhotoSet, tmp_path: Path, name: str) -> None:
     # An axis per class, which one of them asks for.
     recipe = _recipe(loss=name, dim=9, epochs=None, steps=2, epoch_steps=2, val_share=0.0)
     run = train(recipe, photos, tmp_path / "run", device="cpu")
