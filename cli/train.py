@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,6 +253,9 @@ def train(
         raise UsageError("a resumed run keeps its name", hint="leave --name out")
     loss_options = dict(_option(text) for text in option or [])
 
+    # Idle OpenMP threads that spin keep the cores from the threads that decode, and from every
+    # other program: on a busy machine a step takes three times as long. Read when torch starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedkit import data as photo_room
     from embedkit.train import Recipe, Run, choose_device, describe, make_plan, new_run_dir
     from embedkit.train import train as train_by
@@ -287,15 +291,20 @@ def train(
 
 def _finish(run: Run, display: Display) -> None:
     """Where the result is and what to type next; exit code 3 when files were skipped."""
+    from embedkit.report import write_run_report
+
     record = run.record
     skipped = record["data"]["unreadable"]
+    report = write_run_report(run.path)
     display.note("saved", str(run.path))
+    display.note("report", str(report))
     display.note("next", f"embedkit export {run.path}")
     if skipped:
         display.warn(f"{skipped} files are no usable pictures: {run.path / 'failed.jsonl'}")
     display.answer(str(run.path))
     shown = ("stopped_because", "device", "data", "steps", "elapsed", "baseline", "best", "test")
-    display.document("train", {"run": str(run.path), **{key: record[key] for key in shown}})
+    document = {"run": str(run.path), "report": str(report)}
+    display.document("train", {**document, **{key: record[key] for key in shown}})
     if skipped:
         raise typer.Exit(3)
 

@@ -1,6 +1,8 @@
 """From labelled photos to training batches: readers, splits, sampler, augmentation, loader."""
 
 from embedkit.data.augment import Augment
+from embedkit.data.doctor import Checkup, check_photos
+from embedkit.data.doctor_facts import FactCache, gather_facts
 from embedkit.data.generated import draw_products
 from embedkit.data.loader import PhotoLoader, check_readable
 from embedkit.data.readers import PhotoSet, read_photos, resolve_source
@@ -9,11 +11,15 @@ from embedkit.data.split import hold_out_classes
 
 __all__ = [
     "Augment",
+    "Checkup",
+    "FactCache",
     "PKSampler",
     "PhotoLoader",
     "PhotoSet",
+    "check_photos",
     "check_readable",
     "draw_products",
+    "gather_facts",
     "hold_out_classes",
     "read_photos",
     "resolve_source",

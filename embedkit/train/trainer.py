@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from embedkit.evaluate import retrieval_metrics
 from embedkit.imaging import Pixels
 from embedkit.losses import MetricLoss, options
 from embedkit.models import EmbeddingNet, freeze_batch_norm, freeze_stages
+from embedkit.report import keep_embeddings
 from embedkit.train.checkpoint import (
     pack,
     read_checkpoint,
@@ -198,7 +199,7 @@ class _Training:
                 row = self._finish_epoch()
                 self._keep_if_best(row)
                 self._save(row)
-            test = self._measure_best_on_test()
+            test = self._measure_best()
         except _StopRequested:
             self._save()
             raise Interrupted(
@@ -376,20 +377,31 @@ class _Training:
     def _measure_baseline(self) -> dict[str, Any]:
         """The network as it is, by its pooled features: the head is still random."""
         return {
-            split: self._measure(self.network.features, split)[0]
+            split: self._measure(self.network.features, split, keep="before")[0]
             for split in ("val", "test")
             if len(self.plan.rows(split))
         }
 
-    def _measure_best_on_test(self) -> dict[str, Any] | None:
-        if not len(self.plan.rows("test")):
+    def _measure_best(self) -> dict[str, Any] | None:
+        """The best weights on ``test``, or again on ``val`` to keep its embeddings."""
+        split = self._held_out()
+        if not split:
             return None
         best = copy.deepcopy(self.network)
         unpack(read_checkpoint(self.run_dir / "best.safetensors").tensors, best, None, None)
-        return self._measure(best.eval(), "test")[0]
+        metrics = self._measure(best.eval(), split, keep="after")[0]
+        return metrics if split == "test" else None
+
+    def _held_out(self) -> str:
+        """The split that is measured at the end, or an empty text."""
+        return next((name for name in ("test", "val") if len(self.plan.rows(name))), "")
 
     def _measure(
-        self, embed: Callable[[Tensor], Tensor], split: str
+        self,
+        embed: Callable[[Tensor], Tensor],
+        split: str,
+        *,
+        keep: Literal["before", "after"] | None = None,
     ) -> tuple[dict[str, Any], float]:
         """Retrieval metrics of one split, by cosine, and how far its embeddings are spread."""
         rows, photos = self.plan.rows(split), self.plan.photos
@@ -399,10 +411,12 @@ class _Training:
             for pixels in self.loader.plain(rows, _EVALUATION_BATCH):
                 parts.append(embed(self._to_device(pixels)).float().cpu().numpy())
                 self._leave_if_asked()
-        embeddings = np.concatenate(parts)
+        embeddings, labels = np.concatenate(parts), [photos.labels[row] for row in rows]
+        if keep is not None and split == self._held_out():
+            keep_embeddings(self.run_dir, keep, rows=rows, labels=labels, embeddings=embeddings)
         metrics = retrieval_metrics(
             embeddings,
-            [photos.labels[row] for row in rows],
+            labels,
             query=_flags(photos.is_query, rows),
             gallery=_flags(photos.is_gallery, rows),
         )
