@@ -10,8 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from embedkit import __version__
+from embedkit.cli.check import check
+from embedkit.cli.data import data
 from embedkit.cli.demo import demo
 from embedkit.cli.display import show_error
+from embedkit.cli.eval import eval
 from embedkit.cli.export import export
 from embedkit.cli.index import index
 from embedkit.cli.search import search
@@ -42,7 +45,10 @@ class _Commands(TyperGroup):
 
 
 # What only the heavy half needs; a light installation does well without.
-_TRAINING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
+_TRAINING = (
+    *("torch", "torchvision", "onnx", "onnxscript", "safetensors"),
+    *("imagehash", "scipy", "sklearn"),
+)
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "faiss-cpu", "tensorrt", "tensorrt-rtx", "torch")
 
 app = typer.Typer(
@@ -58,7 +64,7 @@ app = typer.Typer(
     "4 a quality gate failed, 5 artefacts do not belong together, "
     "6 device or package missing, 130 interrupted.",
 )
-for command in (train, export, index, search, demo):
+for command in (train, eval, export, index, search, check, data, demo):
     app.command()(command)
 
 

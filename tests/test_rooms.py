@@ -18,8 +18,12 @@ LIGHT = [
     "embedkit.index",
     "embedkit.report",
     "embedkit.cli.main",
+    "embedkit.data",  # readers: `embedkit eval` of an exported model needs them
 ]
-HEAVY = ["torch", "torchvision", "onnx", "onnxscript", "safetensors"]
+HEAVY = [
+    *("torch", "torchvision", "onnx", "onnxscript", "safetensors"),
+    *("imagehash", "scipy", "sklearn"),
+]
 
 
 def run(code: str) -> str:

@@ -1,36 +1,39 @@
-"""Recall@k, MAP@R and R-precision of embeddings, exact, in bounded memory.
+"""Recall@k, MAP@R, R-precision and MRR of embeddings, exact, in bounded memory.
 
 R of a query is the number of gallery items of its class, itself left out. R-precision is the share
 of matches in the first R; MAP@R is ``1/R * sum over i <= R of precision@i * [item i matches]``
 (Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, arXiv:2003.08505). Recall@k
-is the share of queries with a match among their k nearest.
+is the share of queries with a match among their k nearest, and P@1 another name of recall@1. MRR is
+the mean of 1 / (rank of the first match), over the whole ranking.
 
-The ranking is by cosine, the highest first, equal scores by gallery row; a query never finds
-itself, because its own row is taken out. Scores are summed in float64 and rounded to float32:
-float32 sums differ in the last digit with the shape of the block they are computed in, and would
-order duplicates by accident.
+The ranking is by cosine or distance, the best first, equal scores by gallery row; a query never
+finds itself, because its own row is taken out. See `embedkit.evaluate.ranking` for what makes it
+exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedkit.errors import EmbedKitError
+from embedkit.evaluate.ranking import Floats, Indices, Space, rankings
 
-__all__ = ["RetrievalMetrics", "nearest", "neighbour_overlap", "retrieval_metrics"]
+__all__ = [
+    "QueryResults",
+    "RetrievalMetrics",
+    "nearest",
+    "neighbour_overlap",
+    "query_results",
+    "retrieval_metrics",
+]
 
+Labels = Sequence[int] | Sequence[str] | npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-
-# Scores held at once: 32 MiB of float32, and twice that of row numbers while they are ordered.
-_SCORES_AT_ONCE = 1 << 23
-_GALLERY_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class RetrievalMetrics:
             of sets with such queries is this one.
         map_at_r: MAP@R over the queries that have a match.
         r_precision: R-precision over the queries that have a match.
+        mrr: Mean reciprocal rank of the first match, over the queries that have one.
         queries: How many there were.
         lone_queries: How many of them have no match in the gallery.
         tie_share: Share of the queries with two equal scores among the ranks that were looked at
@@ -53,18 +57,20 @@ class RetrievalMetrics:
     recall_all: dict[int, float]
     map_at_r: float
     r_precision: float
+    mrr: float
     queries: int
     lone_queries: int
     tie_share: float
 
     def to_json(self) -> dict[str, Any]:
-        """``recall@1``, ..., ``recall_all@1``, ..., ``map@r``, ``r_precision``, ``queries``,
-        ``lone_queries``, ``tie_share``; NaN becomes None."""
+        """``recall@1``, ..., ``recall_all@1``, ..., ``map@r``, ``r_precision``, ``mrr``,
+        ``queries``, ``lone_queries``, ``tie_share``; NaN becomes None."""
         shares = {
             **{f"recall@{k}": value for k, value in self.recall.items()},
             **{f"recall_all@{k}": value for k, value in self.recall_all.items()},
             "map@r": self.map_at_r,
             "r_precision": self.r_precision,
+            "mrr": self.mrr,
             "tie_share": self.tie_share,
         }
         return {
@@ -74,73 +80,136 @@ class RetrievalMetrics:
         }
 
 
+@dataclass(frozen=True)
+class QueryResults:
+    """What each query found; every column has one entry per query, in the order of the rows.
+
+    Attributes:
+        rows: ``(Q,)`` row numbers of the queries.
+        codes: ``(Q,)`` number of each query's class: its place among the sorted labels.
+        matches: ``(Q,)`` R: gallery items of its class, without itself; 0 for a lone query.
+        first: ``(Q,)`` rank of the first match, from 1, over the whole gallery; infinity if lone.
+        average_precision: ``(Q,)`` at R; 0 if lone.
+        r_precision: ``(Q,)``; 0 if lone.
+        tied: ``(Q,)`` bool, two equal scores among the ranks that were looked at and one more.
+    """
+
+    rows: Indices
+    codes: Indices
+    matches: Indices
+    first: Doubles
+    average_precision: Doubles
+    r_precision: Doubles
+    tied: Mask
+
+    def metrics(self, ks: Sequence[int] = (1, 2, 4, 8)) -> RetrievalMetrics:
+        """The means; any k will do."""
+        has_match = self.matches > 0
+        return RetrievalMetrics(
+            recall={k: _mean(self.first[has_match] <= k) for k in ks},
+            recall_all={k: _mean(self.first <= k) for k in ks},
+            map_at_r=_mean(self.average_precision[has_match]),
+            r_precision=_mean(self.r_precision[has_match]),
+            mrr=_mean(1 / self.first[has_match]),
+            queries=len(self.rows),
+            lone_queries=int(len(self.rows) - has_match.sum()),
+            tie_share=_mean(self.tied),
+        )
+
+    def take(self, places: Sequence[int]) -> QueryResults:
+        """These queries, in this order."""
+        at = np.array(places, dtype=np.int64)
+        return QueryResults(
+            self.rows[at],
+            self.codes[at],
+            self.matches[at],
+            self.first[at],
+            self.average_precision[at],
+            self.r_precision[at],
+            self.tied[at],
+        )
+
+
 def retrieval_metrics(
     embeddings: npt.ArrayLike,
-    labels: Sequence[int] | Sequence[str] | npt.NDArray[Any],
+    labels: Labels,
     *,
     ks: Sequence[int] = (1, 2, 4, 8),
     query: npt.ArrayLike | None = None,
     gallery: npt.ArrayLike | None = None,
+    metric: str = "cosine",
     block: int = 1024,
 ) -> RetrievalMetrics:
     """Let every query rank the gallery, and measure what comes first.
 
+    Arguments, errors and cost are those of `query_results`. No query, or none with a match, gives
+    NaN, not an error.
+    """
+    results = query_results(
+        embeddings, labels, ks=ks, query=query, gallery=gallery, metric=metric, block=block
+    )
+    return results.metrics(ks)
+
+
+def query_results(
+    embeddings: npt.ArrayLike,
+    labels: Labels,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    query: npt.ArrayLike | None = None,
+    gallery: npt.ArrayLike | None = None,
+    metric: str = "cosine",
+    block: int = 1024,
+) -> QueryResults:
+    """What every query finds first.
+
     Args:
-        embeddings: ``(N, D)``, any length but not all of it zero; scaled to unit rows here.
+        embeddings: ``(N, D)``; for ``cosine`` any length but not all of it zero.
         labels: ``(N,)`` integers or strings; equal means a match.
-        ks: Of recall@k, each at least 1; a k beyond the gallery means the whole gallery.
+        ks: Ranks that `QueryResults.tied` must look at, beside the first R; each at least 1.
         query: ``(N,)`` bool, the rows that ask; None is all.
         gallery: ``(N,)`` bool, the rows that can be found; None is all. A row may be both.
+        metric: ``cosine``, or ``l2`` for embeddings whose length means something.
         block: Most queries at once; fewer are taken when the gallery is large.
 
     Raises:
         EmbedKitError: An embedding holds NaN or infinity.
+        UnknownNameError: No such metric.
         ValueError: Shapes do not fit, or a k or `block` is below 1.
 
-    No query, or none with a match, gives NaN, not an error.
-    Cost: O(Q N D) time; memory O(block x N), at most about 350 MiB, beside a float32 copy of the
-    embeddings.
+    Cost: O(Q N D) time. Memory beside `embeddings`: a float32 copy of them, another of the gallery
+    where that is a part, and at most about 250 MiB.
     """
-    unit = _unit_rows(embeddings)
-    codes = _codes(labels, len(unit))
     if any(k < 1 for k in ks):
         raise ValueError(f"every k of ks must be at least 1, got {tuple(ks)}")
-    asks, found = _mask("query", query, len(unit)), _mask("gallery", gallery, len(unit))
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    count = _count(embeddings)
+    codes = class_codes(labels, count)
+    asks, found = row_mask("query", query, count), row_mask("gallery", gallery, count)
+    space = Space(embeddings, found, metric)
     rows, gallery_codes = np.flatnonzero(asks), codes[found]
     class_sizes = np.bincount(gallery_codes, minlength=int(codes.max(initial=-1)) + 1)
     matches = class_sizes[codes[rows]] - found[rows]
 
-    first_hit = np.full(len(rows), np.inf)
+    first = np.full(len(rows), np.inf)
     average_precision, r_precision = np.zeros(len(rows)), np.zeros(len(rows))
-    ties = 0
+    tied = np.zeros(len(rows), dtype=np.bool_)
     depth = max([*ks, int(matches.max(initial=0))])
-    for start, order, costs in _rankings(unit, rows, np.flatnonzero(found), depth + 1, block):
-        ties += int((costs[:, 1:] == costs[:, :-1]).any(axis=1).sum())
-        part = slice(start, start + len(order))
+    # Queries of one class side by side, so that a block meets few classes.
+    places = np.argsort(codes[rows], kind="stable")
+    for ranked in rankings(space, rows[places], depth + 1, block, codes):
+        part = places[ranked.start : ranked.start + len(ranked.order)]
         here = matches[part]
-        hit = gallery_codes[order] == codes[rows[part], None]
-        # The query's own row, where it is in the gallery, is last and costs infinity.
-        hit &= np.isfinite(costs)
-        has_hit = hit.any(axis=1)
-        first_hit[part][has_hit] = hit[has_hit].argmax(axis=1) + 1
-        hit = hit[:, : int(here.max(initial=0))]
+        first[part], tied[part] = ranked.first, ranked.tied
+        hit = gallery_codes[ranked.order[:, : int(here.max(initial=0))]] == codes[rows[part], None]
         rank = np.arange(1, hit.shape[1] + 1)
         hit &= rank <= here[:, None]
         precision = hit.cumsum(axis=1) / rank
         divisor = np.maximum(here, 1)
         average_precision[part] = (precision * hit).sum(axis=1) / divisor
         r_precision[part] = hit.sum(axis=1) / divisor
-
-    has_match = matches > 0
-    return RetrievalMetrics(
-        recall={k: _mean(first_hit[has_match] <= k) for k in ks},
-        recall_all={k: _mean(first_hit <= k) for k in ks},
-        map_at_r=_mean(average_precision[has_match]),
-        r_precision=_mean(r_precision[has_match]),
-        queries=len(rows),
-        lone_queries=int(len(rows) - has_match.sum()),
-        tie_share=ties / len(rows) if len(rows) else float("nan"),
-    )
+    return QueryResults(rows, codes[rows], matches, first, average_precision, r_precision, tied)
 
 
 def nearest(
@@ -148,30 +217,33 @@ def nearest(
     k: int,
     *,
     queries: npt.ArrayLike | None = None,
+    metric: str = "cosine",
     block: int = 1024,
 ) -> Indices:
     """The rows most like each query, best first, without itself: ``(Q, min(k, N - 1))``.
 
     Args:
-        embeddings: ``(N, D)``, scaled to unit rows here.
+        embeddings: ``(N, D)``.
         k: Neighbours, at least 1.
         queries: ``(N,)`` bool, the rows that ask; None is all. Every row can be found.
+        metric: ``cosine`` or ``l2``.
         block: Most queries at once; fewer are taken when N is large.
 
     Raises:
         EmbedKitError: An embedding holds NaN or infinity.
+        UnknownNameError: No such metric.
         ValueError: Shapes do not fit, or `k` or `block` is below 1.
 
-    Order and memory are those of `retrieval_metrics`.
+    Order and memory are those of `query_results`.
     """
-    unit = _unit_rows(embeddings)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    rows = np.flatnonzero(_mask("queries", queries, len(unit)))
-    depth = min(k, max(len(unit) - 1, 0))
+    count = _count(embeddings)
+    rows = np.flatnonzero(row_mask("queries", queries, count))
+    depth = min(k, max(count - 1, 0))
     answer = np.empty((len(rows), depth), dtype=np.int64)
-    for start, order, _ in _rankings(unit, rows, np.arange(len(unit)), depth, block):
-        answer[start : start + len(order)] = order
+    for ranked in rankings(Space(embeddings, None, metric), rows, depth, block):
+        answer[ranked.start : ranked.start + len(ranked.order)] = ranked.order
     return answer
 
 
@@ -195,85 +267,16 @@ def neighbour_overlap(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return common / left.size
 
 
-def _rankings(
-    unit: Floats, rows: Indices, gallery: Indices, depth: int, block: int
-) -> Iterator[tuple[int, Indices, Floats]]:
-    """Per block of queries: its start, the first `depth` gallery positions, and their costs.
-
-    Both arrays are ``(b, min(depth, len(gallery)))``; an empty gallery gives no block. A cost is
-    the negative cosine, and infinity for the query's own row, which therefore comes last.
-    """
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
-    if not len(gallery):
-        return
-    at_once = max(1, min(block, _SCORES_AT_ONCE // len(gallery)))
-    position = np.full(len(unit), -1)
-    position[gallery] = np.arange(len(gallery))
-    for start in range(0, len(rows), at_once):
-        asking = rows[start : start + at_once]
-        costs = np.empty((len(asking), len(gallery)), dtype=np.float32)
-        vectors = -unit[asking].astype(np.float64)
-        for left in range(0, len(gallery), _GALLERY_ROWS_AT_ONCE):
-            part = slice(left, left + _GALLERY_ROWS_AT_ONCE)
-            costs[:, part] = vectors @ unit[gallery[part]].astype(np.float64).T
-        own = position[asking]
-        inside = np.flatnonzero(own >= 0)
-        costs[inside, own[inside]] = np.inf
-        order = _smallest(costs, depth)
-        yield start, order, np.take_along_axis(costs, order, axis=1)
-
-
-def _smallest(costs: Floats, depth: int) -> Indices:
-    """Columns of the `depth` smallest of each row, ascending, equal values by column."""
-    count = costs.shape[1]
-    if depth >= count // 4:
-        return np.argsort(costs, axis=1, kind="stable")[:, :depth]
-    if depth == 0:
-        return np.empty((len(costs), 0), dtype=np.int64)
-    chosen = np.argpartition(costs, depth - 1, axis=1)[:, :depth]
-    bound = np.take_along_axis(costs, chosen, axis=1).max(axis=1, keepdims=True)
-    # Where more columns equal the bound than there are places, the partition took any of them.
-    crowded = (costs <= bound).sum(axis=1) > depth
-    for row in np.flatnonzero(crowded):
-        below = np.flatnonzero(costs[row] < bound[row])
-        equal = np.flatnonzero(costs[row] == bound[row])
-        chosen[row] = np.concatenate([below, equal[: depth - len(below)]])
-    chosen.sort(axis=1)
-    order = np.argsort(np.take_along_axis(costs, chosen, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1)
-
-
-def _unit_rows(embeddings: npt.ArrayLike) -> Floats:
-    rows = np.asarray(embeddings)
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings must be (N, D), got shape {rows.shape}")
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise EmbedKitError(
-            "some embeddings are not finite",
-            facts=f"NaN or infinity in {int((~finite).sum()):,} of {len(rows):,} rows, "
-            f"first in row {int(finite.argmin())}",
-            hint="a lower learning rate if this is a training that went astray",
-        )
-    unit = np.empty(rows.shape, dtype=np.float32)
-    for start in range(0, len(rows), _GALLERY_ROWS_AT_ONCE):
-        part = rows[start : start + _GALLERY_ROWS_AT_ONCE].astype(np.float64)
-        # Dividing by the largest entry first keeps the squares from overflowing or vanishing.
-        part /= np.maximum(np.abs(part).max(axis=1, initial=0, keepdims=True), 1e-300)
-        length = np.sqrt((part * part).sum(axis=1, keepdims=True))
-        unit[start : start + len(part)] = part / np.maximum(length, 1e-300)
-    return unit
-
-
-def _codes(labels: Sequence[int] | Sequence[str] | npt.NDArray[Any], count: int) -> Indices:
+def class_codes(labels: Labels, count: int) -> Indices:
+    """``(N,)`` the place of each label among the sorted labels; `count` is the N it must have."""
     values = np.asarray(labels)
     if values.shape != (count,):
         raise ValueError(f"labels must be ({count},), one per embedding, got shape {values.shape}")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
-def _mask(name: str, mask: npt.ArrayLike | None, count: int) -> Mask:
+def row_mask(name: str, mask: npt.ArrayLike | None, count: int) -> Mask:
+    """``(count,)`` bool; None is all."""
     if mask is None:
         return np.ones(count, dtype=np.bool_)
     values = np.asarray(mask)
@@ -285,5 +288,12 @@ def _mask(name: str, mask: npt.ArrayLike | None, count: int) -> Mask:
     return values
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def _count(embeddings: npt.ArrayLike) -> int:
+    rows = np.asarray(embeddings)
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings must be (N, D), got shape {rows.shape}")
+    return len(rows)
+
+
+def _mean(values: npt.NDArray[Any] | Floats) -> float:
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")

@@ -11,7 +11,7 @@ from embedkit.cli import main as command_line
 from embedkit.cli.display import Display, printable, show_error
 from embedkit.errors import EmbedKitError, MismatchError
 
-COMMANDS = ["train", "export", "index", "search", "demo"]
+COMMANDS = ["train", "eval", "export", "index", "search", "check", "data", "demo"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

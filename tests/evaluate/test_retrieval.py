@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import EmbedKitError
-from embedkit.evaluate import nearest, neighbour_overlap, retrieval, retrieval_metrics
+from embedkit.evaluate import nearest, neighbour_overlap, ranking, retrieval_metrics
 
 Floats = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ def metrics_by_loops(
     rows, n = embeddings.tolist(), len(labels)
     asks, found = query or [True] * n, gallery or [True] * n
     hits_at: dict[int, list[bool]] = {k: [] for k in ks}
-    map_at_r, precision, lone = [], [], 0
+    map_at_r, precision, reciprocal, lone = [], [], [], 0
     for i in range(n):
         if not asks[i]:
             continue
@@ -60,12 +60,14 @@ def metrics_by_loops(
             continue
         for k in ks:
             hits_at[k].append(any(match[:k]))
+        reciprocal.append(1 / (match.index(True) + 1))
         precision.append(sum(match[:r]) / r)
         map_at_r.append(sum(sum(match[: p + 1]) / (p + 1) for p in range(r) if match[p]) / r)
     count = len(precision)
     result = {f"recall@{k}": sum(hits_at[k]) / count for k in ks}
     result |= {f"recall_all@{k}": sum(hits_at[k]) / (count + lone) for k in ks}
     result |= {"map@r": sum(map_at_r) / count, "r_precision": sum(precision) / count}
+    result |= {"mrr": sum(reciprocal) / count}
     return result | {"queries": count + lone, "lone_queries": lone}
 
 
@@ -302,8 +304,8 @@ def test_memory_is_bounded_by_blocks_not_by_the_square() -> None:
 def test_a_large_gallery_takes_fewer_queries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = random_set(9, 80, 6, 9)
     expected = retrieval_metrics(embeddings, labels)
-    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 200)
-    monkeypatch.setattr(retrieval, "_GALLERY_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(ranking, "_SCORES_AT_ONCE", 200)
+    monkeypatch.setattr(ranking, "_GALLERY_ROWS_AT_ONCE", 7)
     tops = nearest(embeddings, 80)
     assert retrieval_metrics(embeddings, labels) == expected
     assert tops.shape == (80, 79)
