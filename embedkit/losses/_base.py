@@ -148,9 +148,10 @@ class _UnitRows(torch.autograd.Function):
 
 
 def _spread(rows: Tensor) -> Tensor:
-    size = rows.square().sum() / len(rows)
+    size = torch.linalg.vector_norm(rows).square() / len(rows)
     centre = rows.mean(0).square().sum()
-    return ((size - centre).clamp(min=0) / size.clamp(min=1e-30)).sqrt()
+    spread: Tensor = ((size - centre).clamp(min=0) / size.clamp(min=1e-30)).sqrt()
+    return spread
 
 
 def check_number(

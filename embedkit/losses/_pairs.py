@@ -14,6 +14,7 @@ __all__ = [
     "pair_cosines",
     "pair_distances",
     "pair_stats",
+    "per_row",
     "same_and_other",
     "share",
     "soft_maximum",
@@ -132,8 +133,14 @@ def distances_of_cosines(cosines: Tensor, *, scale: float = 1.0) -> Tensor:
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole`` of two counts or sums, 0 when there is nothing."""
-    return part / whole.clamp(min=1)
+    """The entries of ``part`` that are not 0 as a share of those of ``whole``; 0 of nothing."""
+    return part.count_nonzero() / whole.count_nonzero().clamp(min=1)
+
+
+def per_row(mask: Tensor) -> Tensor:
+    """How many entries of each row are set, ``(B, 1)``."""
+    # Without the dtype the mask would be copied as int64 first, eight times its size.
+    return mask.sum(1, keepdim=True, dtype=torch.int32)
 
 
 def first_two(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +162,9 @@ def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def pair_stats(distances: Tensor, same: Tensor, other: Tensor) -> dict[str, Tensor]:
     """Mean distance of all positive and of all negative pairs, 0 without any."""
     distances = distances.detach()
+    near = torch.dot(distances.flatten(), same.flatten().to(distances.dtype))
+    far = distances.sum() - distances.diagonal().sum() - near
     return {
-        "positive_distance": share((distances * same).sum(), same.sum()),
-        "negative_distance": share((distances * other).sum(), other.sum()),
+        "positive_distance": near / same.count_nonzero().clamp(min=1),
+        "negative_distance": far / other.count_nonzero().clamp(min=1),
     }

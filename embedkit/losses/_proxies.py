@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from embedkit.errors import UsageError
 from embedkit.losses._base import check_whole
-from embedkit.losses._pairs import distances_of_cosines, share
+from embedkit.losses._pairs import distances_of_cosines
 
 __all__ = ["check_classes", "class_stats", "new_proxies"]
 
@@ -48,8 +48,7 @@ def class_stats(cosines: Tensor, labels: Tensor, *, scale: float = 1.0) -> dict[
     """
     distances = distances_of_cosines(cosines, scale=scale)
     own = distances.gather(1, labels[:, None]).sum()
-    count = torch.tensor(distances.numel() - len(distances), device=distances.device)
     return {
         "positive_distance": own / len(distances),
-        "negative_distance": share(distances.sum() - own, count),
+        "negative_distance": (distances.sum() - own) / max(distances.numel() - len(distances), 1),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from embedkit.losses._pairs import per_row
+
 __all__ = ["hinge_triplets", "sorted_positives"]
 
 
@@ -26,8 +28,8 @@ def hinge_triplets(
     # is at or past that rank.
     rank = torch.searchsorted(bound, negative, right=True)
     per_positive = _at_most(rank, bound.shape[1])
-    per_negative = same.sum(1, keepdim=True) - rank
-    picked = (same.sum(1) * other.sum(1)).sum()
+    per_negative = per_row(same) - rank
+    picked = (per_row(same) * per_row(other)).sum()
     if semi_hard:
         # Leave out the pairs whose negative is not farther than the positive, by more than
         # rounding.
@@ -36,20 +38,21 @@ def hinge_triplets(
         per_positive = per_positive - _at_most(past, bound.shape[1])
         per_negative = past - rank
         reached = torch.searchsorted(bound, negative)
-        picked = ((past - reached) * other).sum()
+        picked = (past - reached).mul_(other).sum()
     per_negative.mul_(other)
     # Places past an anchor's last positive hold +inf and are in nobody's reach.
     filled = near < torch.inf
     per_positive = per_positive * filled
     slope = per_negative.to(distances.dtype).neg_()
-    total = (per_positive * bound.masked_fill(~filled, 0)).sum() + (slope * distances).sum()
+    total = (per_positive * bound.masked_fill(~filled, 0)).sum()
+    total = total + torch.dot(slope.flatten(), distances.flatten())
     slope.scatter_add_(1, column, per_positive.to(distances.dtype))
     return total, per_positive.sum(), picked, slope
 
 
 def sorted_positives(distances: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     """Each anchor's positive distances, ascending, and their columns: ``(B, P)``, then +inf."""
-    most = int(same.sum(1).max())
+    most = int(per_row(same).max())
     return distances.masked_fill(~same, torch.inf).topk(most, dim=1, largest=False, sorted=True)
 
 

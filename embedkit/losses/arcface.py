@@ -48,10 +48,11 @@ class ArcFaceLoss(MetricLoss):
 
     def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         labels = check_classes(rows, labels, self.proxies)
-        logits = rows @ (unit_rows(self.proxies.to(rows.dtype)) * self.scale).T
+        logits = (rows @ unit_rows(self.proxies.to(rows.dtype)).T).mul_(self.scale)
         with torch.no_grad():
             stats = class_stats(logits, labels, scale=1 / self.scale)
-        own = logits.gather(1, labels[:, None]) / self.scale
+        # By index, not by gather, which would keep the logits and forbid to overwrite them below.
+        own = logits[torch.arange(len(rows), device=rows.device), labels] / self.scale
         # sin(theta), of slope 0 where it is rounding: the true slope there is infinite.
         square = 1 - own.square()
         some = square > 4 * torch.finfo(rows.dtype).eps
@@ -59,4 +60,5 @@ class ArcFaceLoss(MetricLoss):
         wider = own * math.cos(self.margin) - sine * math.sin(self.margin)
         past = own - self.margin * math.sin(self.margin)
         own = torch.where(own > -math.cos(self.margin), wider, past)
-        return F.cross_entropy(logits.scatter(1, labels[:, None], own * self.scale), labels), stats
+        logits = logits.scatter_(1, labels[:, None], own[:, None] * self.scale)
+        return F.cross_entropy(logits, labels), stats

@@ -79,13 +79,16 @@ def contrast(
     stats = pair_stats(distances, same, other)
     pull = (distances - positive_margin).clamp_(min=0).mul_(same)
     push = (negative_margin - distances).clamp_(min=0).mul_(other)
-    far, near = (pull > 0).sum(), (push > 0).sum()
-    stats["active_positives"] = share(far, same.sum())
-    stats["active_negatives"] = share(near, other.sum())
-    counts = {"nonzero": (far, near), "mean": (same.sum(), other.sum()), "sum": (1, 1)}
-    far, near = (torch.as_tensor(count).clamp(min=1) for count in counts[reduction])
+    stats["active_positives"] = share(pull, same)
+    stats["active_negatives"] = share(push, other)
+    far, near = _divisor(pull, same, reduction), _divisor(push, other, reduction)
     if squared:
         value = pull.square().sum() / far + push.square().sum() / near
         return value, pull.div_(far).sub_(push.div_(near)).mul_(2), stats
     value = pull.sum() / far + push.sum() / near
     return value, pull.sign_().div_(far).sub_(push.sign_().div_(near)), stats
+
+
+def _divisor(terms: Tensor, pairs: Tensor, reduction: str) -> Tensor:
+    counted = {"nonzero": terms, "mean": pairs, "sum": pairs.new_ones(1)}[reduction]
+    return counted.count_nonzero().clamp(min=1)

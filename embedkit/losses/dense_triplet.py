@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
 from embedkit.losses._label_distances import check_positions, label_distances
-from embedkit.losses._pairs import distances_of_cosines, pair_cosines, share, with_slope
+from embedkit.losses._pairs import distances_of_cosines, pair_cosines, per_row, with_slope
 
 __all__ = ["DenseTripletLoss"]
 
@@ -57,11 +57,11 @@ class DenseTripletLoss(MetricLoss):
                 hinge = hinge.clamp_(min=0).mul_(nearer)
                 violated = hinge > 0
                 total = total + hinge.sum()
-                active = active + violated.sum()
-                count = count + nearer.sum()
-                slope[anchor] = 2 * (violated.sum(0) - violated.sum(1))
+                active = active + violated.count_nonzero()
+                count = count + nearer.count_nonzero()
+                slope[anchor] = 2 * (per_row(violated.T) - per_row(violated))[:, 0]
             stats = {
-                "active_triplets": share(active, count),
+                "active_triplets": active / count.clamp(min=1),
                 "distance": distances_of_cosines(cosines[:anchors]).mean(),
             }
             count = count.clamp(min=1)

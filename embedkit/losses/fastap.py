@@ -15,8 +15,8 @@ from embedkit.losses._pairs import (
     distances_of_cosines,
     pair_cosines,
     pair_stats,
+    per_row,
     same_and_other,
-    share,
     with_slope,
 )
 
@@ -50,8 +50,8 @@ class FastAPLoss(MetricLoss):
         with torch.no_grad():
             same, other = same_and_other(labels)
             stats = pair_stats(distances_of_cosines(cosines), same, other)
-            positives = same.sum(1, keepdim=True)
-            anchors = (positives > 0).sum()
+            positives = per_row(same)
+            anchors = positives.count_nonzero()
             stats["anchors_with_positives"] = anchors / len(rows)
             # Place on the axis of knots; the pair lies between knots `left` and `left + 1`.
             place = (2 - 2 * cosines).mul_(self.bins / 4).clamp_(0, self.bins)
@@ -64,7 +64,7 @@ class FastAPLoss(MetricLoss):
             all_sums.masked_fill_(all_sums == 0, 1)
             precision = sums / all_sums
             scale = positives.clamp(min=1) * anchors.clamp(min=1)
-            value = share(anchors, anchors) - (h_positive * precision / scale).sum()
+            value = anchors.clamp(max=1) - (h_positive * precision / scale).sum()
             # Slope of the sum in h+ directly and through H+, and in h through H.
             in_positive = precision + _from_here(h_positive / all_sums)
             in_all = -_from_here(h_positive * precision / all_sums)

@@ -41,14 +41,14 @@ class LiftedStructureLoss(MetricLoss):
         with torch.no_grad():
             same, other = same_and_other(labels)
             stats = pair_stats(distances, same, other)
-            count = same.sum().clamp(min=1)
+            count = same.count_nonzero().clamp(min=1)
             powers = (self.margin - distances).masked_fill_(~other, -torch.inf)
             reach = powers.logsumexp(1, keepdim=True)
             # Rows without a negative are -inf - -inf = NaN, and are masked.
             weights = powers.sub_(reach).exp_().masked_fill_(~other, 0)
             both = torch.logaddexp(reach, reach.T)
             hinge = (both + distances).clamp_(min=0).mul_(same)
-            stats["active_positives"] = share((hinge > 0).sum(), count)
+            stats["active_positives"] = share(hinge, same)
             value = hinge.square().sum() / (2 * count)
             slope = hinge.div_(count)
             # Both ends of a pair, (i, j) and (j, i), pass through i's negatives: hence the 2.

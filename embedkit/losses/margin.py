@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
-from embedkit.losses._pairs import pair_distances, pair_stats, same_and_other, share, with_slope
+from embedkit.losses._pairs import (
+    pair_distances,
+    pair_stats,
+    per_row,
+    same_and_other,
+    share,
+    with_slope,
+)
 
 __all__ = ["MarginLoss"]
 
@@ -66,12 +73,12 @@ class MarginLoss(MetricLoss):
             stats = pair_stats(distances, same, other)
             far = (distances - (beta - self.margin)).clamp_(min=0).mul_(same)
             near = (beta + self.margin - distances).clamp_(min=0).mul_(other)
-            stats["active_positives"] = share((far > 0).sum(), same.sum())
-            stats["active_negatives"] = share((near > 0).sum(), other.sum())
+            stats["active_positives"] = share(far, same)
+            stats["active_negatives"] = share(near, other)
             # How many triplets each positive and each negative term stands in.
-            positives = same.sum(1, keepdim=True)
+            positives = per_row(same)
             if self.mining == "all":
-                times_far, times_near = other.sum(1, keepdim=True), positives
+                times_far, times_near = per_row(other), positives
             else:
                 times_far = other.any(1, keepdim=True)
                 times_near = _draw(distances, near > 0, positives, rows.shape[1])

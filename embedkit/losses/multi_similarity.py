@@ -68,16 +68,16 @@ class MultiSimilarityLoss(MetricLoss):
         with torch.no_grad():
             same, other = same_and_other(labels)
             stats = pair_stats(distances_of_cosines(cosines), same, other)
-            positives, negatives = same.sum(), other.sum()
+            positives, negatives = same, other
             if self.epsilon is not None:
                 # Without a positive the smallest is +inf and no negative is kept; likewise the
                 # other way.
                 worst = cosines.masked_fill(~same, torch.inf).amin(1, keepdim=True)
                 best = cosines.masked_fill(~other, -torch.inf).amax(1, keepdim=True)
-                same &= cosines - self.epsilon < best
-                other &= cosines + self.epsilon > worst
-            stats["active_positives"] = share(same.sum(), positives)
-            stats["active_negatives"] = share(other.sum(), negatives)
+                same = same & (cosines - self.epsilon < best)
+                other = other & (cosines + self.epsilon > worst)
+            stats["active_positives"] = share(same, positives)
+            stats["active_negatives"] = share(other, negatives)
             pull, pull_slope = soft_maximum((cosines - self.base).mul_(-self.alpha), same)
             push, slope = soft_maximum((cosines - self.base).mul_(self.beta), other)
             value = (pull / self.alpha + push / self.beta) / len(rows)

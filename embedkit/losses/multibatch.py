@@ -58,13 +58,14 @@ class MultibatchLoss(MetricLoss):
             beyond = 2 - 2 * cosines - theta
             pull = (1 + beyond).clamp_(min=0).mul_(same)
             push = (1 - beyond).clamp_(min=0).mul_(other)
-            stats["active_positives"] = share((pull > 0).sum(), same.sum())
-            stats["active_negatives"] = share((push > 0).sum(), other.sum())
+            stats["active_positives"] = share(pull, same)
+            stats["active_negatives"] = share(push, other)
             stats["theta"] = theta.detach()
             if self.balance_pairs:
-                far, near = 2 * same.sum().clamp(min=1), 2 * other.sum().clamp(min=1)
+                far = 2 * same.count_nonzero().clamp(min=1)
+                near = 2 * other.count_nonzero().clamp(min=1)
             else:
-                far = near = (same.sum() + other.sum()).clamp(min=1)
+                far = near = (same.count_nonzero() + other.count_nonzero()).clamp(min=1)
             value = pull.sum() / far + push.sum() / near
             by_distance = pull.sign_().div_(far).sub_(push.sign_().div_(near))
             by_theta = -by_distance.sum()

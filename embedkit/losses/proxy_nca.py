@@ -56,7 +56,7 @@ class ProxyNCALoss(MetricLoss):
         labels = check_classes(rows, labels, self.proxies)
         # -d_c is 2 scale^2 cos less what is the same for every class.
         factor = 2 * self.scale**2
-        logits = rows @ (unit_rows(self.proxies.to(rows.dtype)) * factor).T
+        logits = (rows @ unit_rows(self.proxies.to(rows.dtype)).T).mul_(factor)
         with torch.no_grad():
             stats = class_stats(logits, labels, scale=1 / factor)
         if self.include_positive:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedkit.losses._base import MetricLoss, check_number, check_whole, unit_rows
-from embedkit.losses._pairs import share
 from embedkit.losses._proxies import check_classes, new_proxies
 
 __all__ = ["RepMetLoss"]
@@ -78,9 +77,7 @@ class RepMetLoss(MetricLoss):
             near = apart.gather(1, labels[:, None]).sum()
             stats = {
                 "positive_distance": near / len(rows),
-                "negative_distance": share(
-                    apart.sum() - near, torch.as_tensor(apart.numel() - len(rows))
-                ),
+                "negative_distance": (apart.sum() - near) / max(apart.numel() - len(rows), 1),
                 "active_rows": (hinge > 0).to(rows.dtype).mean(),
             }
         return value, stats

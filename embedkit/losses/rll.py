@@ -109,8 +109,8 @@ def ranked_list(
         stats = pair_stats(distances, same, other)
         far = same & (distances > ball)
         near = other & (distances < alpha)
-        stats["active_positives"] = share(far.sum(), same.sum())
-        stats["active_negatives"] = share(near.sum(), other.sum())
+        stats["active_positives"] = share(far, same)
+        stats["active_negatives"] = share(near, other)
         # exp(T (alpha - d)) / sum: a softmax, in which alpha cancels. A query without near
         # negatives is all -inf, hence NaN, hence 0 by the second mask.
         weights = torch.mul(distances, -temperature).masked_fill_(~near, -torch.inf)

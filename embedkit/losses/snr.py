@@ -19,7 +19,6 @@ from embedkit.losses._pairs import (
     pair_cosines,
     pair_stats,
     same_and_other,
-    share,
     with_slope,
 )
 from embedkit.losses._triplets import hinge_triplets
@@ -108,10 +107,10 @@ class SignalToNoiseLoss(MetricLoss):
         stats = pair_stats(distances, same, other)
         if self.objective == "triplet":
             total, active, terms, slope = hinge_triplets(distances, same, other, self.margin)
-            stats["active_triplets"] = share(active, terms)
+            stats["active_triplets"] = active / terms.clamp(min=1)
         else:
             total, active, terms, slope = self._lifted(distances, same, other)
-            stats["active_positives"] = share(active, terms)
+            stats["active_positives"] = active / terms.clamp(min=1)
         count = {"mean": terms, "nonzero": active, "sum": torch.ones_like(terms)}[self.reduction]
         count = count.clamp(min=1)
         return total / count, slope.div_(count), stats
@@ -132,7 +131,7 @@ class SignalToNoiseLoss(MetricLoss):
         through = from_i.sum(1, keepdim=True) + active.sum(0)[:, None] - from_i.sum(0)[:, None]
         nearest = mean_weights(other & (nearest <= least + tie), distances.dtype)
         slope = (through * nearest).neg_().add_(active).mul_(self.beta / 2)
-        return hinge.sum() / 2, active.sum(), same.sum(), slope
+        return hinge.sum() / 2, active.count_nonzero(), same.count_nonzero(), slope
 
 
 def _signal_to_noise(rows: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class NormalizedSoftmaxLoss(MetricLoss):
 
     def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         labels = check_classes(rows, labels, self.proxies)
-        logits = rows @ (unit_rows(self.proxies.to(rows.dtype)) / self.temperature).T
+        logits = (rows @ unit_rows(self.proxies.to(rows.dtype)).T).div_(self.temperature)
         with torch.no_grad():
             stats = class_stats(logits, labels, scale=self.temperature)
         return F.cross_entropy(logits, labels), stats

@@ -19,7 +19,6 @@ from embedkit.losses._pairs import (
     pair_distances,
     pair_stats,
     same_and_other,
-    share,
     with_slope,
 )
 from embedkit.losses._triplets import hinge_triplets, sorted_positives
@@ -86,7 +85,7 @@ class TripletLoss(MetricLoss):
                 )
             only_active = self.reduction == "nonzero" and self.mining != "batch-hard"
             count = (active if only_active else picked).clamp(min=1)
-            stats["active_triplets"] = share(active, picked)
+            stats["active_triplets"] = active / picked.clamp(min=1)
             if self.squared:
                 slope.mul_(distances).mul_(2)
         return with_slope(distances, total / count, slope.div_(count)), stats
@@ -125,7 +124,7 @@ class TripletLoss(MetricLoss):
             if self.mining == "semi-hard":
                 used &= (gap < -4 * torch.finfo(gap.dtype).eps) & (gap >= -self.margin)
             total += F.softplus(gap).masked_fill_(~used, 0).sum()
-            picked += used.sum()
+            picked += used.count_nonzero()
             weight = gap.sigmoid_().masked_fill_(~used, 0)
             slope.sub_(weight)
             slope.scatter_add_(1, column[:, place, None], weight.sum(1, keepdim=True))
