@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
+    # For both: on a busy machine OpenMP threads that spin make either several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     data = options.data.resolve()
     rows: dict[str, list[dict[str, float]]] = {"embedkit": [], "pytorch-metric-learning": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+METRICS = ("recall@1", "map@r")
+
 NO_TORCH = """
 import sys
 for name in ("torch", "torchvision", "onnx", "safetensors"):
@@ -33,7 +35,7 @@ main()
 
 
 def main() -> None:
-    """Run the four stages and print the figures as one JSON line."""
+    """Run the four stages and print the figures as one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, help="where to work (default: a temporary folder)")
@@ -49,7 +51,7 @@ def main() -> None:
         work = (options.out or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         figures = run(data, work, options.seed, options.short, options.light_python)
-    print(json.dumps(figures))
+    print(json.dumps(figures, indent=1))
 
 
 def run(
@@ -86,13 +88,16 @@ def run(
     light_recall = sum(found) / len(found)
     if abs(light_recall - torch_recall) > 0.5 / len(found):
         raise SystemExit(f"the light half finds {light_recall}, PyTorch {torch_recall}")
-    return {
-        "train": train,
-        "export": export,
-        "gallery": index["found"],
-        "queries": len(found),
-        "recall@1 light": light_recall,
-        "recall@1 torch": torch_recall,
+    figures = {f"untrained {name}": train["baseline"]["test"][name] for name in METRICS}
+    figures |= {f"trained {name}": train["test"][name] for name in METRICS}
+    cosines = [batch["min_cosine"] for batch in export["gate"]["batches"]]
+    return figures | {
+        "export: least cosine": min(cosines),
+        "export: neighbours kept": export["gate"]["neighbour_overlap@10"],
+        "gallery photos": index["found"],
+        "query photos": len(found),
+        "later visits, recall@1 without torch": light_recall,
+        "later visits, recall@1 in torch": torch_recall,
     }
 
 
@@ -147,6 +152,7 @@ def arrange(grocery: Path, manifest: Path, work: Path) -> tuple[Path, Path]:
 
 def recall_in_torch(run_folder: Path, gallery: Path, queries: Path) -> float:
     """Recall@1 of the trained network itself, every score computed in float64."""
+    import numpy as np
     import torch
 
     from embedkit.imaging import read_pixels
@@ -161,7 +167,7 @@ def recall_in_torch(run_folder: Path, gallery: Path, queries: Path) -> float:
         with torch.inference_mode():
             for start in range(0, len(photos), 32):
                 pixels = [read_pixels(path, preprocess) for path in photos[start : start + 32]]
-                rows.append(network(torch.stack([torch.from_numpy(p) for p in pixels])))
+                rows.append(network(torch.from_numpy(np.stack(pixels))))
         return torch.nn.functional.normalize(torch.cat(rows).double(), dim=1), [
             path.parent.name for path in photos
         ]
