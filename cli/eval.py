@@ -123,7 +123,7 @@ def eval(
     ] = "auto",
     batch: Annotated[
         int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 32,
+    ] = 64,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -451,7 +451,8 @@ def _network(run: Run, device: str) -> tuple[Any, Any, str]:
 
     place = choose_device(device)
     contract = run.contract()
-    network = run.network().to(place)
+    # As the trainer measures it: same memory format, same batch, so that the figures are the run's.
+    network = run.network().to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def vectors(pixels: Any) -> Any:
         with torch.inference_mode():
