@@ -311,7 +311,7 @@ class Catalog:
         """Inner product or minus squared distance of the vectors at `positions`; FAISS's error."""
         if (positions < 0).any():
             raise damaged(self.path, "FAISS finds fewer vectors than it holds")
-        rows = self._index.reconstruct_batch(positions).astype(np.float64)
+        rows = np.asarray(self._index.reconstruct_batch(positions), np.float64)
         wide = query.astype(np.float64)
         near = (
             -((rows - wide) ** 2).sum(axis=1) if self.metric == "l2" else (rows * wide).sum(axis=1)

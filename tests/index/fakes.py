@@ -99,7 +99,8 @@ def truth(folder: Path, dim: int = 8) -> dict[bytes, tuple[bytes, bytes]]:
 def names_and_vectors(index: Path) -> dict[bytes, tuple[bytes, bytes]]:
     """What a published catalog holds, read with `faiss` and `zipfile` alone."""
     flat = faiss.read_index(str(index))
-    vectors = flat.reconstruct_n(0, flat.ntotal)
+    # pytorch-metric-learning, where another test has imported it, makes FAISS answer in tensors.
+    vectors = np.asarray(flat.reconstruct_n(0, flat.ntotal))
     with zipfile.ZipFile(index) as archive:
         assert archive.testzip() is None
         manifest = json.loads(archive.read("embedkit/manifest.json"))
