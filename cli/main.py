@@ -31,7 +31,7 @@ embedkit: find the ones like this, in your own photos
   embedkit index ./catalog                        -> catalog.faiss
   embedkit search ./query.jpg --index catalog.faiss
 
-  embedkit demo       all of it on generated pictures, in three minutes
+  embedkit demo       all of it on generated pictures, in two minutes
   embedkit --help     all commands
 """
 
