@@ -43,8 +43,9 @@ def check(
     data: Annotated[
         Path | None,
         typer.Argument(
+            metavar="DATA",
             help="Photos: a folder per class, folders train, val, test of such, or a CSV "
-            "(./data/train, ./data or .)."
+            "(./data/train, ./data or .).",
         ),
     ] = None,
     model: Annotated[

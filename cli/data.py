@@ -17,9 +17,10 @@ _OUTPUT = "Output"
 
 def data(
     task: Annotated[str, typer.Argument(metavar="prepare", help="The only task so far.")],
-    name: Annotated[str, typer.Argument(help="cub, cars, sop, inshop or inat.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cub, cars, sop, inshop or inat.")],
     folder: Annotated[
-        Path | None, typer.Argument(help="Where it goes, or lies already (./data/NAME).")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Where it goes, or lies already (./data/NAME)."),
     ] = None,
     strict_counts: Annotated[
         bool, typer.Option("--strict-counts", help="Refuse counts other than the papers'.")

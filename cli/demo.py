@@ -31,7 +31,9 @@ _SEARCH = "search ./queries --index catalog.faiss -k 5 --html results.html"
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("embedkit-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to work.")] = Path(
+        "embedkit-demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures and of the training.")] = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -25,7 +25,7 @@ _NAMED = 5
 def export(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run's folder or one of its checkpoints (runs/last)."),
+        typer.Argument(metavar="RUN", help="A run's folder or one of its checkpoints (runs/last)."),
     ] = None,
     trt: Annotated[
         bool,

@@ -24,6 +24,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
+            metavar="DATA",
             help="Photos: a folder per class, folders train, val, test of such, or a CSV "
             "(./data/train, ./data or .).",
         ),
