@@ -119,7 +119,7 @@ def _self_test(deployed: _Deployed, contract: ModelContract) -> SelfTest:
         raise GateError(
             "the network gives vectors that are not finite",
             facts="seen on the self-test's picture; nothing was written",
-            hint="train again with a lower --lr, or export an earlier checkpoint",
+            hint="train again with a lower --learning-rate, or export an earlier checkpoint",
         )
     return dataclasses.replace(test, vector=tuple(vector.tolist()))
 
