@@ -6,23 +6,14 @@ readable in light and dark, on a phone, and aloud; about 6 KB a picture.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from PIL import Image
-
-from embedkit.errors import ImageError
-from embedkit.imaging import decode
+from embedkit.report.page import Thumbnails, document, path_text, text
 
 __all__ = ["Picture", "SheetRow", "contact_sheet"]
-
-_SIDE = 160  # pixels of the longer side of a thumbnail
-_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ def contact_sheet(rows: Iterable[SheetRow], *, title: str, subtitle: str = "") -
 
     Cost: a scaled decode per picture; about 8 KB of text each.
     """
-    thumbnails: dict[Path, str] = {}
+    thumbnails = Thumbnails(side=160, quality=80)
     sections: list[str] = []
     judged = right = 0
     for row in rows:
@@ -76,17 +67,13 @@ def contact_sheet(rows: Iterable[SheetRow], *, title: str, subtitle: str = "") -
         legend = _LEGEND.substitute(
             right=f"{right:,}", judged=f"{judged:,}", share=f"{right / judged:.0%}"
         )
-    return _PAGE.substitute(
-        title=_text(title),
-        subtitle=f'<p class="sub">{_text(subtitle)}</p>' if subtitle else "",
-        legend=legend,
-        rows="\n".join(sections) or '<p class="none">No results.</p>',
-    )
+    main = "\n".join(sections) or '<p class="none">No results.</p>'
+    return document(title, subtitle, style=_STYLE, main=main, header=legend)
 
 
-def _section(row: SheetRow, number: int, thumbnails: dict[Path, str]) -> str:
+def _section(row: SheetRow, number: int, thumbnails: Thumbnails) -> str:
     query = row.query
-    label = f'<span class="label">{_text(query.label)}</span>' if query.label else ""
+    label = f'<span class="label">{text(query.label)}</span>' if query.label else ""
     hits = [
         _HIT.substitute(
             verdict=_verdict(query.label, hit.label),
@@ -94,14 +81,14 @@ def _section(row: SheetRow, number: int, thumbnails: dict[Path, str]) -> str:
             rank=rank,
             score="" if hit.score is None else f"{hit.score:.4f}",
             mark=_mark(query.label, hit.label),
-            label=_text(hit.label),
-            name=_path(hit.name),
+            label=text(hit.label),
+            name=path_text(hit.name),
         )
         for rank, hit in enumerate(row.hits, start=1)
     ]
     return _ROW.substitute(
         number=number,
-        name=_path(query.name),
+        name=path_text(query.name),
         label=label,
         image=_image(query, f"Query: {query.name}", thumbnails),
         hits="\n".join(hits) or '<li class="none">No hits.</li>',
@@ -123,39 +110,11 @@ def _mark(wanted: str, found: str) -> str:
     return '<span class="mark" role="img" aria-label="another label">&#10007;</span>'
 
 
-def _image(picture: Picture, alt: str, thumbnails: dict[Path, str]) -> str:
-    path = picture.path
-    if path is None:
-        return _GONE.substitute(reason="no file is known")
-    try:
-        if path not in thumbnails:
-            thumbnails[path] = _thumbnail(path)
-    except ImageError as error:
-        reason = error.reason if path.exists() else "the picture is gone"
-        return _GONE.substitute(reason=_text(reason))
-    return f'<img src="{thumbnails[path]}" alt="{_text(alt)}" loading="lazy">'
+def _image(picture: Picture, alt: str, thumbnails: Thumbnails) -> str:
+    if picture.path is None:
+        return '<span class="gone">no file is known</span>'
+    return thumbnails.image(picture.path, alt)
 
-
-def _thumbnail(path: Path) -> str:
-    image = decode(path, shortest_side=_SIDE)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-
-
-def _path(name: str) -> str:
-    """A path that may break after its slashes, and nowhere else if it can be helped."""
-    return _text(name).replace("/", "/<wbr>")
-
-
-def _text(text: str) -> str:
-    """Text safe in HTML and in UTF-8: odd names show as escapes."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
-
-
-_GONE = Template('<span class="gone">$reason</span>')
 
 _LEGEND = Template(
     '<p class="legend"><span class="key right"><span class="mark">&#10003;</span> same label</span>'
@@ -179,28 +138,9 @@ $hits
 </ol>
 </section>""")
 
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="embedkit">
-<title>$title</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --ground: #f5f5f2; --card: #ffffff; --well: #ecece7; --line: #dddcd5;
-  --text: #1d1f20; --soft: #5d6265; --right: #17794a; --wrong: #c2352b; --tag: #2f5fa8;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #141618; --card: #1e2123; --well: #292d30; --line: #33383b;
-    --text: #eceeee; --soft: #a2a9ad; --right: #43c383; --wrong: #ff7a6e; --tag: #8db4f5;
-  }
-}
-* { box-sizing: border-box; }
+_STYLE = """\
+:root { --tag: #2f5fa8; }
+@media (prefers-color-scheme: dark) { :root { --tag: #8db4f5; } }
 body {
   margin: 0 auto; padding: 2rem clamp(0.75rem, 3vw, 2.5rem) 4rem; max-width: 90rem;
   background: var(--ground); color: var(--text);
@@ -268,15 +208,4 @@ h2 { margin: 0; font-size: inherit; font-weight: inherit; }
   body { background: none; padding: 0; }
   section { break-inside: avoid; }
 }
-</style>
-</head>
-<body>
-<header><h1>$title</h1>
-$subtitle
-$legend</header>
-<main>
-$rows
-</main>
-</body>
-</html>
-""")
+"""

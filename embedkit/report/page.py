@@ -13,31 +13,39 @@ from PIL import Image
 from embedkit.errors import ImageError
 from embedkit.imaging import decode
 
-__all__ = ["Thumbnails", "page", "path_text", "table", "text"]
-
-_SIDE = 128
-_QUALITY = 74
+__all__ = ["Thumbnails", "document", "page", "path_text", "table", "text"]
 
 
 class Thumbnails:
     """Pictures as ``<img>`` with the pixels inside; each file is decoded once.
 
-    Longest side 128 pixels, 4 to 12 KB of text each. A file that cannot be shown becomes a
-    placeholder that says why.
+    4 to 12 KB of text each. A file that cannot be shown becomes a placeholder that says why.
+
+    Args:
+        side: Pixels of the longer side.
+        quality: Of the JPEG.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, side: int = 128, quality: int = 74) -> None:
+        self._side, self._quality = side, quality
         self._known: dict[Path, str] = {}
 
     def image(self, path: Path, alt: str) -> str:
         """The picture; `alt` says what it is to those who do not see it."""
         try:
             if path not in self._known:
-                self._known[path] = _data_url(path)
+                self._known[path] = self._data_url(path)
         except ImageError as error:
             reason = error.reason if path.exists() else "the picture is gone"
             return f'<span class="gone">{text(reason)}</span>'
         return f'<img src="{self._known[path]}" alt="{text(alt)}" loading="lazy">'
+
+    def _data_url(self, path: Path) -> str:
+        image = decode(path, shortest_side=self._side)
+        image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=self._quality, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def text(value: object) -> str:
@@ -72,9 +80,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
 
 
 def page(title: str, subtitle: str, body: str) -> str:
-    """The whole document, to be written in UTF-8; `body` is HTML, the others are plain texts.
+    """A report, to be written in UTF-8; `body` is HTML, the others are plain texts."""
+    return document(title, subtitle, style=_STYLE, main=body)
+
+
+def document(title: str, subtitle: str, *, style: str, main: str, header: str = "") -> str:
+    """The whole document on the house's colours, in light and dark.
 
     Nothing is loaded from anywhere: no script, no font, no picture but those inside.
+
+    Args:
+        title: Of the page and its heading; plain text, as is `subtitle` below it.
+        style: CSS of this kind of page.
+        main: HTML of the content.
+        header: HTML below the subtitle.
     """
     below = f'<p class="sub">{text(subtitle)}</p>' if subtitle else ""
     return f"""\
@@ -87,28 +106,21 @@ def page(title: str, subtitle: str, body: str) -> str:
 <meta name="generator" content="embedkit">
 <title>{text(title)}</title>
 <style>
-{_STYLE}</style>
+{_COLOURS}{style}</style>
 </head>
 <body>
 <header><h1>{text(title)}</h1>
-{below}</header>
+{below}
+{header}</header>
 <main>
-{body}
+{main}
 </main>
 </body>
 </html>
 """
 
 
-def _data_url(path: Path) -> str:
-    image = decode(path, shortest_side=_SIDE)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-
-
-_STYLE = """\
+_COLOURS = """\
 :root {
   color-scheme: light dark;
   --ground: #f5f5f2; --card: #ffffff; --well: #ecece7; --line: #dddcd5; --grid: #e9e8e2;
@@ -123,6 +135,9 @@ _STYLE = """\
   }
 }
 * { box-sizing: border-box; }
+"""
+
+_STYLE = """\
 body {
   margin: 0 auto; padding: 2rem clamp(0.75rem, 3vw, 2.5rem) 4rem; max-width: 76rem;
   background: var(--ground); color: var(--text);
@@ -247,7 +262,7 @@ figcaption { overflow-wrap: anywhere; }
   body { padding-top: 1.25rem; }
   .card { padding: 0.875rem; }
   p + .card { margin-top: 0.875rem; }
-.tiles { grid-template-columns: 1fr 1fr; }
+  .tiles { grid-template-columns: 1fr 1fr; }
   .tile .value { font-size: 1.625rem; }
   .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
   svg text { font-size: 15px; }

@@ -148,7 +148,7 @@ def test_no_rows_and_no_hits_say_so(photo: Path) -> None:
 
 
 def test_each_picture_is_decoded_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("embedkit.report.contact_sheet")
+    module = importlib.import_module("embedkit.report.page")
     decoded: list[Path] = []
     decode = module.decode
 
