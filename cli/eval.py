@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit.cli.backend import Backend
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
 from embedkit.errors import (
     DataError,
@@ -121,6 +122,7 @@ def eval(
     device: Annotated[
         str, typer.Option(rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N.")
     ] = "auto",
+    backend: Backend = "auto",
     batch: Annotated[
         int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
     ] = 64,
@@ -164,7 +166,7 @@ def eval(
 
     from embedkit.evaluate import evaluate, read_per_query
 
-    source = _open_model(model)
+    source = _open_model(model, backend)
     dataset = _read_data(source, data, protocol, strict_counts)
     for sentence in dataset.differences:
         display.warn(f"other counts than in the papers: {sentence}")
@@ -173,21 +175,33 @@ def eval(
         source, dataset.photos, chosen, device, batch, workers, display
     )
     _describe(photos, display)
-    figures = evaluate(
-        vectors,
-        photos.labels,
-        ks=asked_ks or dataset.ks,
-        query=photos.is_query,
-        gallery=photos.is_gallery,
-        metric=metric or facts.metric,
-        by_class=by_class,
-        repeats=repeats,
-        seed=seed,
-        clusters=_with_clusters(nmi, photos, display),
+    beyond = _beyond_classes(vectors, photos, metric or facts.metric)
+    if not photos.labelled and (not beyond or other is not None or per_query):
+        if beyond:
+            raise UsageError("--compare and --per-query are for photos with classes")
+        raise DataError(
+            "these photos have no labels, so there is nothing to measure",
+            hint="a folder per class, or a CSV with label, target or image_a,image_b,image_c",
+        )
+    figures = (
+        evaluate(
+            vectors,
+            photos.labels,
+            ks=asked_ks or dataset.ks,
+            query=photos.is_query,
+            gallery=photos.is_gallery,
+            metric=metric or facts.metric,
+            by_class=by_class,
+            repeats=repeats,
+            seed=seed,
+            clusters=_with_clusters(nmi, photos, display),
+        )
+        if photos.labelled
+        else None
     )
     names = [path.as_posix() for path in photos.paths]
     differences = None
-    if other is not None:
+    if other is not None and figures is not None:
         differences = _compare(read_per_query(other), figures, names)
     if save_vectors is not None:
         _save(save_vectors, vectors, photos)
@@ -196,7 +210,7 @@ def eval(
         display.warn(f"{path}: {error.reason}; skipped")
     if len(skipped) > _NAMED:
         display.warn(f"and {len(skipped) - _NAMED:,} more that are no usable pictures")
-    display.answer(_page(figures, differences))
+    display.answer(_whole_page(beyond, figures, differences))
     display.document(
         "eval",
         {
@@ -208,13 +222,14 @@ def eval(
                 "manifest_hash": photos.manifest_hash(),
                 "differences": list(dataset.differences),
             },
-            **figures.to_json(),
+            **({} if figures is None else figures.to_json()),
+            **({"beyond_classes": beyond} if beyond else {}),
             "skipped": [
                 {"path": str(path), "code": error.code, "reason": error.reason}
                 for path, error in skipped
             ],
             "compared": None if differences is None else _differences_json(differences, compare),
-            "per_query": figures.per_query(names) if per_query else None,
+            "per_query": figures.per_query(names) if per_query and figures is not None else None,
         },
     )
     if skipped:
@@ -253,6 +268,7 @@ class _Model:
     kind: str
     path: Path
     run: Run | None
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -262,17 +278,22 @@ class _Dataset:
     differences: tuple[str, ...]
 
 
-def _open_model(model: Path | None) -> _Model:
+def _open_model(model: Path | None, backend: str) -> _Model:
+    suffix = "" if model is None else model.suffix.lower()
+    if backend != "auto" and suffix not in (".onnx", ".engine"):
+        raise UsageError(
+            "--backend is for exported models: .onnx or .engine", hint="leave --backend out"
+        )
     if model is None:
         from embedkit.train import Run, latest_run
 
         last = latest_run()
         return _Model("checkpoint", last, Run.load(last))
-    kind = model.suffix.lower().removeprefix(".")
-    if model.suffix.lower() in (*_VECTORS, ".onnx", ".engine"):
+    if suffix in (*_VECTORS, ".onnx", ".engine"):
         if not model.is_file():
             raise UsageError(f"there is no file {str(model)!r}")
-        return _Model("vectors" if model.suffix.lower() in _VECTORS else kind, model, None)
+        kind = "vectors" if suffix in _VECTORS else suffix.removeprefix(".")
+        return _Model(kind, model, None, backend)
     from embedkit.train import Run
 
     return _Model("checkpoint", model, Run.load(model))
@@ -341,7 +362,9 @@ def _with_clusters(nmi: bool | None, photos: PhotoSet, display: Display) -> bool
 
 
 def _describe(photos: PhotoSet, display: Display) -> None:
-    text = f"{len(photos):,} images, {len(photos.classes()):,} classes"
+    text = f"{len(photos):,} images"
+    if photos.labelled:
+        text += f", {len(photos.classes()):,} classes"
     if photos.is_query is not None and photos.is_gallery is not None:
         text += f"; {sum(photos.is_query):,} queries, {sum(photos.is_gallery):,} in the gallery"
     display.note("data", text)
@@ -420,7 +443,7 @@ def _embedding(
         return
     from embedkit.runtime import Embedder
 
-    with Embedder.load(source.path, device=device) as embedder:
+    with Embedder.load(source.path, device=device, backend=source.backend) as embedder:
         facts = _facts(source, embedder.contract)
         display.note("model", f"{facts.name}: {source.path}, {facts.dim} numbers")
         display.note("device", embedder.device)
@@ -631,6 +654,53 @@ def _differences_json(differences: dict[str, Difference], path: Path | None) -> 
             for name, one in differences.items()
         },
     }
+
+
+def _beyond_classes(vectors: Rows, photos: PhotoSet, metric: str) -> dict[str, Any]:
+    """What numbers and triplets say; empty where the photos have neither."""
+    from embedkit.evaluate import continuous_metrics, triplet_metrics
+
+    told: dict[str, Any] = {}
+    if photos.targets is not None:
+        told |= continuous_metrics(
+            vectors,
+            photos.targets,
+            query=photos.is_query,
+            gallery=photos.is_gallery,
+            metric=metric,
+        ).to_json()
+    if photos.triplets is not None:
+        places = [(one.a, one.b, one.odd) for one in photos.triplets]
+        told |= triplet_metrics(vectors, places, metric=metric).to_json()
+    return told
+
+
+def _whole_page(
+    beyond: dict[str, Any],
+    figures: Evaluation | None,
+    differences: dict[str, Difference] | None,
+) -> Group:
+    """What numbers and triplets say, then classes."""
+    from rich.console import Group
+    from rich.text import Text
+
+    def show(name: str) -> str:
+        return "n/a" if beyond[name] is None else f"{beyond[name]:.4g}"
+
+    lines = []
+    for k in (1, 10) if "queries" in beyond else ():
+        near, ideal = show(f"target_distance@{k}"), show(f"ideal_target_distance@{k}")
+        lines.append(
+            f"{f'nDCG@{k}':<15} {show(f'ndcg@{k}')}  target distance of the {k} nearest {near} "
+            f"(ideal {ideal})"
+        )
+    if lines:
+        lines.append(f"{'by chance':<15} target distance {show('chance_target_distance')}")
+    if "triplets" in beyond:
+        text = f"{show('triplet_accuracy')} of {beyond['triplets']:,} triplets"
+        lines.append(f"{'triplets':<15} accuracy {text}")
+    parts: list[Any] = [Text(line) for line in lines]
+    return Group(*parts, *([] if figures is None else [_page(figures, differences)]))
 
 
 def _page(figures: Evaluation, differences: dict[str, Difference] | None) -> Group:

@@ -32,7 +32,7 @@ def train(
     # --- Common
     loss: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_COMMON, help="Name of the loss (rll)."),
+        typer.Option(rich_help_panel=_COMMON, help="Name of the loss or method (rll)."),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -211,6 +211,12 @@ def train(
         str | None,
         typer.Option(rich_help_panel=_OUTPUT, help="Of the run (date-loss-backbone)."),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard", rich_help_panel=_OUTPUT, help="Also event files in the run's folder."
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -258,7 +264,9 @@ def train(
     # other program: on a busy machine a step takes three times as long. Read when torch starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedkit import data as photo_room
-    from embedkit.train import Recipe, Run, choose_device, describe, make_plan, new_run_dir
+    from embedkit.data.doctor_facts import default_cache
+    from embedkit.methods import learns_from
+    from embedkit.train import Recipe, Run, choose_device, describe, examine, make_plan, new_run_dir
     from embedkit.train import train as train_by
 
     display = Display(as_json=as_json, quiet=quiet)
@@ -268,11 +276,12 @@ def train(
     if old is not None and data is None:
         photos = old.photos()
     else:
-        photos = photo_room.read_photos(photo_room.resolve_source(data))
+        labels = learns_from(recipe.loss) == "classes"
+        photos = photo_room.read_photos(photo_room.resolve_source(data), labels=labels)
     if dry_run:
         place = choose_device(device)
-        with display.progress("checking", len(photos)) as advance:
-            plan = make_plan(recipe, photos, device=place, workers=workers, progress=advance)
+        checkup = examine(recipe, photos, display, cache=default_cache(), workers=workers)
+        plan = make_plan(recipe, photos, device=place, failures=checkup.failures())
         describe(plan, display)
         display.answer(recipe.to_toml().rstrip())
         display.document("train", {"dry_run": True, "recipe": recipe.to_json(), **_sizes(plan)})
@@ -286,6 +295,8 @@ def train(
         reporter=display,
         resume=old is not None,
         workers=workers,
+        cache=default_cache(),
+        tensorboard=tensorboard,
     )
     _finish(run, display)
 

@@ -4,10 +4,10 @@ from embedkit.data.augment import Augment
 from embedkit.data.doctor import Checkup, check_photos
 from embedkit.data.doctor_facts import FactCache, gather_facts
 from embedkit.data.generated import draw_products
-from embedkit.data.loader import PhotoLoader, check_readable
-from embedkit.data.readers import PhotoSet, read_photos, resolve_source
+from embedkit.data.loader import PhotoLoader
+from embedkit.data.readers import PhotoSet, Triplet, read_photos, resolve_source
 from embedkit.data.sampler import PKSampler
-from embedkit.data.split import hold_out_classes
+from embedkit.data.split import hold_out_classes, hold_out_groups
 
 __all__ = [
     "Augment",
@@ -16,11 +16,12 @@ __all__ = [
     "PKSampler",
     "PhotoLoader",
     "PhotoSet",
+    "Triplet",
     "check_photos",
-    "check_readable",
     "draw_products",
     "gather_facts",
     "hold_out_classes",
+    "hold_out_groups",
     "read_photos",
     "resolve_source",
 ]

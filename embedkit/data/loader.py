@@ -15,16 +15,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedkit.data.augment import Augment
-from embedkit.data.readers import PhotoSet
 from embedkit.errors import DataError, ImageError
 from embedkit.imaging import Pixels, Preprocess, decode, read_pixels
 
-__all__ = ["PhotoLoader", "check_readable"]
+__all__ = ["PhotoLoader"]
 
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _PREFETCHED_BATCHES = 2
-_CHECKED_AT_ONCE = 512
 
 _Result = TypeVar("_Result")
 
@@ -159,41 +157,6 @@ class PhotoLoader:
             resample = Image.Resampling[self._preprocess.filter.upper()]
             image = image.resize(size, resample, reducing_gap=2.0)
         return np.asarray(image)
-
-
-def check_readable(
-    photos: PhotoSet,
-    workers: int | None = None,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[Path, ImageError]]:
-    """The photos that are no usable pictures, as in `photos.paths`, in order, and why.
-
-    Every file is read and decoded to its end, JPEGs at an eighth of their size, which finds the
-    same damage in a third of the time.
-
-    Args:
-        workers: Threads, at least 1; None is one per core.
-        progress: Called as ``progress(done, failed)`` with the photos just checked.
-    """
-
-    def check(path: Path) -> ImageError | None:
-        try:
-            decode(photos.root / path, shortest_side=1)
-        except ImageError as error:
-            return error
-        return None
-
-    failures = []
-    with ThreadPoolExecutor(_count_workers(workers)) as pool:
-        for start in range(0, len(photos), _CHECKED_AT_ONCE):
-            part = photos.paths[start : start + _CHECKED_AT_ONCE]
-            for path, error in zip(part, pool.map(check, part), strict=True):
-                if error is not None:
-                    failures.append((path, error))
-                if progress is not None:
-                    progress(1, int(error is not None))
-    return failures
 
 
 def _count_workers(workers: int | None) -> int:

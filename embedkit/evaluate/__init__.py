@@ -1,6 +1,12 @@
 """How well vectors find their own kind, exact and with intervals. Torch-free."""
 
 from embedkit.evaluate.clustering import Clustering, clustering
+from embedkit.evaluate.continuous import (
+    ContinuousMetrics,
+    TripletMetrics,
+    continuous_metrics,
+    triplet_metrics,
+)
 from embedkit.evaluate.evaluation import ClassResult, Evaluation, evaluate, read_per_query
 from embedkit.evaluate.intervals import (
     Difference,
@@ -17,18 +23,23 @@ from embedkit.evaluate.retrieval import (
     query_results,
     retrieval_metrics,
 )
+from embedkit.evaluate.thresholds import calibrate
 
 __all__ = [
     "ClassResult",
     "Clustering",
+    "ContinuousMetrics",
     "Difference",
     "Evaluation",
     "Interval",
     "OpenSet",
     "QueryResults",
     "RetrievalMetrics",
+    "TripletMetrics",
+    "calibrate",
     "clustering",
     "confidence_intervals",
+    "continuous_metrics",
     "evaluate",
     "nearest",
     "neighbour_overlap",
@@ -37,4 +48,5 @@ __all__ = [
     "query_results",
     "read_per_query",
     "retrieval_metrics",
+    "triplet_metrics",
 ]

@@ -1,5 +1,6 @@
 """Photos and a recipe become a trained network in a run folder, to be read again and resumed."""
 
+from embedkit.train.examine import examine
 from embedkit.train.plan import Plan, choose_device, make_plan
 from embedkit.train.recipe import Recipe
 from embedkit.train.run import Run, latest_run, new_run_dir
@@ -14,6 +15,7 @@ __all__ = [
     "Silent",
     "choose_device",
     "describe",
+    "examine",
     "latest_run",
     "make_plan",
     "new_run_dir",

@@ -1,6 +1,6 @@
 """The state of a training in one safetensors file: a kill leaves the old one, damage is found.
 
-Tensors (network, loss parameters, optimiser) are stored as they are; everything scalar is one JSON
+Tensors (network, method, optimiser) are stored as they are; everything scalar is one JSON
 document in the file's metadata. Nothing is pickled. A digest over all tensors finds a damaged file,
 which safetensors alone does not.
 """
@@ -39,7 +39,7 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
-        tensors: By name, on the CPU: ``network/...``, ``loss/...``,
+        tensors: By name, on the CPU: ``network/...``, ``method/...``,
             ``optimizer/<kind>/<parameter>``.
         state: The JSON document given to `write_checkpoint`.
     """
@@ -106,13 +106,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def pack(
-    network: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer | None
+    network: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> dict[str, Tensor]:
     """All tensors of a training by name; without an optimiser, those of its result."""
     tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"loss/{name}": tensor for name, tensor in loss.state_dict().items()}
+    tensors |= {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
     if optimizer is not None:
-        for name, parameter in _parameters(network, loss).items():
+        for name, parameter in _parameters(network, method).items():
             for kind, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{kind}/{name}"] = tensor
     return tensors
@@ -121,21 +121,21 @@ def pack(
 def unpack(
     tensors: Mapping[str, Tensor],
     network: nn.Module,
-    loss: nn.Module | None,
+    method: nn.Module | None,
     optimizer: torch.optim.Optimizer | None,
 ) -> None:
     """Put the tensors of `pack` back, exactly; None leaves a part out.
 
     Raises:
-        MismatchError: They belong to another network or loss.
+        MismatchError: They belong to another network or method.
     """
     _load(network, tensors, "network/")
-    if loss is None:
+    if method is None:
         return
-    _load(loss, tensors, "loss/")
+    _load(method, tensors, "method/")
     if optimizer is None:
         return
-    parameters = _parameters(network, loss)
+    parameters = _parameters(network, method)
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
     for name, tensor in tensors.items():
@@ -152,9 +152,9 @@ def unpack(
                 state[kind] = tensor.clone()
 
 
-def _parameters(network: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
+def _parameters(network: nn.Module, method: nn.Module) -> dict[str, nn.Parameter]:
     named = {f"network/{name}": parameter for name, parameter in network.named_parameters()}
-    return named | {f"loss/{name}": parameter for name, parameter in loss.named_parameters()}
+    return named | {f"method/{name}": parameter for name, parameter in method.named_parameters()}
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -5,7 +5,9 @@ runs/<name>/  config.toml       the recipe
               metrics.jsonl     one line per epoch
               best.safetensors  the weights that count
               last.safetensors  where to go on
-              split.csv         path,label,split,is_query,is_gallery
+              split.csv         path,label,split,is_query,is_gallery and, where the data has
+                                them, category,target_0,target_1,...
+              triplets.csv      image_a,image_b,image_c,margin; c is the odd one; where there are
               failed.jsonl      files that are no usable pictures, when there are any
 runs/last     a relative link to the newest (a text file last.txt where links are impossible)
 """
@@ -13,11 +15,12 @@ runs/last     a relative link to the newest (a text file last.txt where links ar
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +28,11 @@ from typing import Any
 
 import torch
 
-from embedkit import __version__
+from embedkit import __version__, methods
 from embedkit.atomic import published
-from embedkit.data import PhotoSet
+from embedkit.data import PhotoSet, Triplet
 from embedkit.errors import DataError, MismatchError, UsageError
-from embedkit.models import EmbeddingNet, create_network, weights_hash
+from embedkit.models import EmbeddingNet, weights_hash
 from embedkit.runtime.contract import ModelContract
 from embedkit.train.checkpoint import read_checkpoint, unpack
 from embedkit.train.recipe import Recipe
@@ -37,6 +40,7 @@ from embedkit.train.recipe import Recipe
 __all__ = ["Run", "latest_run", "new_run_dir", "point_last", "versions", "write_split"]
 
 SCHEMA = "embedkit.run/1"
+_TRIPLETS = "triplets.csv"
 
 
 @dataclass(frozen=True)
@@ -182,15 +186,22 @@ class Run:
         try:
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.DictReader(file))
-            return PhotoSet(
+            columns = list(rows[0]) if rows else []
+            targets = [name for name in columns if name.startswith("target_")]
+            photos = PhotoSet(
                 root=Path(self.record["photos_root"]),
                 paths=tuple(Path(row["path"]) for row in rows),
                 labels=tuple(row["label"] for row in rows),
                 split=tuple(row["split"] for row in rows),
+                category=tuple(row["category"] for row in rows) if "category" in columns else None,
                 is_query=_flags([row["is_query"] for row in rows]),
                 is_gallery=_flags([row["is_gallery"] for row in rows]),
+                targets=tuple(tuple(float(row[name]) for name in targets) for row in rows)
+                if targets
+                else None,
             )
-        except (OSError, KeyError, csv.Error) as error:
+            return dataclasses.replace(photos, triplets=_read_triplets(path, photos))
+        except (OSError, KeyError, ValueError, csv.Error) as error:
             raise MismatchError(
                 f"the run {self.path} has no readable split.csv",
                 facts=f"{type(error).__name__}: {error}",
@@ -203,16 +214,8 @@ class Run:
 
 def create_untrained(recipe: Recipe, *, weights: str) -> EmbeddingNet:
     """The recipe's network before training; random weights come from torch's global generator."""
-    preprocess = recipe.preprocess()
-    return create_network(
-        backbone=recipe.backbone,
-        weights=weights if weights in ("none", "imagenet") else Path(weights),
-        pooling=recipe.pooling,
-        dim=recipe.dim,
-        image_size=(preprocess.height, preprocess.width),
-        mean=preprocess.mean,
-        std=preprocess.std,
-    )
+    method = methods.create(recipe.loss, **recipe.loss_options)
+    return method.create_network(recipe, weights=weights)
 
 
 def latest_run(root: Path = Path("runs")) -> Path:
@@ -265,27 +268,66 @@ def point_last(run_dir: Path) -> None:
 
 
 def write_split(path: Path, photos: PhotoSet) -> None:
-    """The photos in use as CSV; the two flags are empty where the data has none."""
+    """The photos in use as CSV, and triplets.csv beside it where there are triplets.
+
+    The two flags are empty where the data has none.
+    """
 
     def flags(values: Sequence[bool] | None) -> Sequence[str]:
         return [""] * len(photos.paths) if values is None else [str(int(v)) for v in values]
 
-    rows = zip(
-        (path.as_posix() for path in photos.paths),
-        photos.labels,
-        photos.split,
-        flags(photos.is_query),
-        flags(photos.is_gallery),
-        strict=True,
-    )
+    names = [one.as_posix() for one in photos.paths]
+    columns: dict[str, Sequence[str]] = {
+        "path": names,
+        "label": photos.labels,
+        "split": photos.split,
+        "is_query": flags(photos.is_query),
+        "is_gallery": flags(photos.is_gallery),
+    }
+    if photos.category is not None:
+        columns["category"] = photos.category
+    for place in range(len(photos.targets[0]) if photos.targets else 0):
+        columns[f"target_{place}"] = [repr(row[place]) for row in photos.targets or ()]
+    _write_csv(path, list(columns), zip(*columns.values(), strict=True))
+    if photos.triplets is not None:
+        _write_csv(
+            path.with_name(_TRIPLETS),
+            ["image_a", "image_b", "image_c", "margin"],
+            (
+                (
+                    *(names[row] for row in (one.a, one.b, one.odd)),
+                    "" if one.margin is None else repr(one.margin),
+                )
+                for one in photos.triplets
+            ),
+        )
 
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[str]]) -> None:
     with (
         published(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "is_query", "is_gallery"])
+        writer.writerow(header)
         writer.writerows(rows)
+
+
+def _read_triplets(split: Path, photos: PhotoSet) -> tuple[Triplet, ...] | None:
+    path = split.with_name(_TRIPLETS)
+    if not path.exists():
+        return None
+    place = {one.as_posix(): row for row, one in enumerate(photos.paths)}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return tuple(
+            Triplet(
+                a=place[row["image_a"]],
+                b=place[row["image_b"]],
+                odd=place[row["image_c"]],
+                margin=float(row["margin"]) if row["margin"] else None,
+            )
+            for row in csv.DictReader(file)
+        )
 
 
 def versions() -> dict[str, str]:

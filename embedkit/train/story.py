@@ -9,13 +9,17 @@ from typing import Any, Protocol
 
 import torch
 
-from embedkit.losses import options
+from embedkit.data import PhotoSet
+from embedkit.methods import learns_from, options
+from embedkit.train.measure import brief
 from embedkit.train.plan import Plan
 
 __all__ = ["Reporter", "Silent", "describe", "tell_baseline", "tell_epoch", "tell_result"]
 
 # Share of the time; below it, decoding is hidden behind the network's arithmetic.
 _LONG_WAIT = 0.2
+# Of a terminal, less the word at the beginning of the line.
+_WIDTH = 80 - 10
 
 
 class Reporter(Protocol):
@@ -52,22 +56,19 @@ def describe(plan: Plan, tell: Reporter) -> None:
     """The lines on what a training is going to do."""
     recipe, photos = plan.recipe, plan.photos
     skipped = [f"{len(plan.failures)} unreadable files"] if plan.failures else []
+    skipped += [f"{plan.lost_triplets} triplets of such files"] if plan.lost_triplets else []
     skipped += [f"{len(plan.left_out)} classes of one image"] if plan.left_out else []
     without = f"; left out: {', '.join(skipped)}" if skipped else ""
-    images, classes = len(photos.paths), len(set(photos.labels))
-    tell.note("data", f"{images:,} images, {classes:,} classes in {photos.root}{without}")
-    parts = {split: plan.counts(split) for split in ("train", "val", "test")}
-    told = [
-        f"{split} {count['images']:,} images of {count['classes']:,} classes"
-        for split, count in parts.items()
-        if count["images"]
-    ]
+    tell.note("data", f"{_amount(photos, ', ')} in {photos.root}{without}")
+    parts = {split: photos.subset(plan.rows(split)) for split in ("train", "val", "test")}
+    told = [f"{split} {_amount(part, ' of ')}" for split, part in parts.items() if len(part)]
     tell.note("split", "; ".join(told))
-    seen = {photos.labels[row] for row in plan.rows("val")} & set(plan.classes)
+    seen = set(parts["val"].labels) & set(plan.classes) - {""}
     if seen:
         tell.note("", f"{len(seen)} classes of val are also trained on")
-    if not parts["val"]["images"]:
-        tell.note("", "nothing held out: no epoch is measured, and the last weights count")
+    if not len(plan.measured("val")):
+        why = "val has no labels" if len(parts["val"]) else "nothing held out"
+        tell.note("", f"{why}: no epoch is measured, and the last weights count")
     frozen = f", first {recipe.freeze} stages frozen" if recipe.freeze else ""
     norm = ", BatchNorm frozen" if recipe.batch_norm_frozen else ""
     tell.note(
@@ -78,10 +79,12 @@ def describe(plan: Plan, tell: Reporter) -> None:
     told = [f"{k}={v}" for k, v in {**options(recipe.loss), **recipe.loss_options}.items()]
     tell.note("loss", f"{recipe.loss}  {' '.join(told)}")
     classes_per_batch = min(recipe.classes_per_batch, len(plan.classes))
+    batch = f"{classes_per_batch} classes x {recipe.images_per_class} images"
+    if learns_from(recipe.loss) != "classes":
+        batch = f"{recipe.batch_size} images at once"
     tell.note(
         "steps",
-        f"{plan.steps:,} in {plan.epochs} epochs of up to {plan.epoch_steps}; "
-        f"{classes_per_batch} classes x {recipe.images_per_class} images; "
+        f"{plan.steps:,} in {plan.epochs} epochs of up to {plan.epoch_steps}; {batch}; "
         f"learning rate {recipe.backbone_learning_rate:g}, head {recipe.head_learning_rate:g}",
     )
     number = str(plan.amp or torch.float32).removeprefix("torch.")
@@ -91,7 +94,10 @@ def describe(plan: Plan, tell: Reporter) -> None:
 def tell_baseline(baseline: dict[str, Any], tell: Reporter) -> None:
     """One line per measured split."""
     for split, metrics in baseline.items():
-        tell.note("baseline", f"{split}: {_brief(metrics)}  pooled features, untrained")
+        tell.note("baseline", f"{split}: {brief(metrics)}  pooled features, untrained")
+        chance = metrics.get("chance_target_distance")
+        if chance is not None:
+            tell.note("", f"{split}: target distance {chance:.4g} by chance")
 
 
 def tell_epoch(row: dict[str, Any], epochs: int, tell: Reporter) -> None:
@@ -103,16 +109,19 @@ def tell_epoch(row: dict[str, Any], epochs: int, tell: Reporter) -> None:
     loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
     parts = [f"{row['epoch']}/{epochs}", f"loss {loss}"]
     if row["val"]:
-        parts.append(_brief(row["val"], digits=3))
+        parts.append(brief(row["val"], digits=3))
     stats = row["stats"]
     active = [name for name in ("active_positives", "active_negatives") if name in stats]
-    if active:
-        parts.append("active " + "/".join(f"{stats[name]:.0%}" for name in active))
-    else:
-        parts += [f"{name.replace('_', ' ')} {stats[name]:.2f}" for name in list(stats)[:2]]
     share = row["waited"] / max(row["seconds"], 1e-9)
     slow = f", {share:.0%} of it waiting for pictures" if share > _LONG_WAIT else ""
-    tell.note("epoch", "  ".join([*parts, f"{row['seconds']:.0f} s{slow}"]))
+    time = f"{row['seconds']:.0f} s{slow}"
+    if active:
+        parts.append("active " + "/".join(f"{stats[name]:.0%}" for name in active))
+    for name in () if active else list(stats)[:2]:
+        told = f"{name.replace('_', ' ')} {stats[name]:.2f}"
+        if len("  ".join([*parts, told, time])) <= _WIDTH:
+            parts.append(told)
+    tell.note("epoch", "  ".join([*parts, time]))
 
 
 def tell_result(
@@ -127,11 +136,17 @@ def tell_result(
     tell.note("best", f"epoch {best['epoch']}")
     for split, metrics in {"val": best["val"], "test": test}.items():
         if metrics:
-            tell.note(split, f"{_brief(metrics)}  untrained: {_brief(baseline[split])}")
+            tell.note(split, f"{brief(metrics)}  untrained: {brief(baseline[split])}")
 
 
-def _brief(metrics: dict[str, Any], digits: int = 4) -> str:
-    def show(name: str) -> str:
-        return "-" if metrics[name] is None else f"{metrics[name]:.{digits}f}"
-
-    return f"recall@1 {show('recall@1')}  MAP@R {show('map@r')}"
+def _amount(photos: PhotoSet, joint: str) -> str:
+    """``1,776 images, 89 classes, 2 numbers each``."""
+    text = f"{len(photos):,} images"
+    if photos.labelled:
+        text += f"{joint}{len(photos.classes()):,} classes"
+    if photos.targets:
+        width = len(photos.targets[0])
+        text += f", {width} {'number' if width == 1 else 'numbers'} each"
+    if photos.triplets is not None:
+        text += f" in {len(photos.triplets):,} triplets"
+    return text

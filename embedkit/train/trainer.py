@@ -8,13 +8,14 @@ a resumed run is the uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +25,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from embedkit import methods
 from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
 from embedkit.errors import EmbedKitError, Interrupted, MismatchError, UsageError
-from embedkit.evaluate import retrieval_metrics
 from embedkit.imaging import Pixels
-from embedkit.losses import MetricLoss, options
+from embedkit.methods import Batch, Group, Method, Outcome
 from embedkit.models import EmbeddingNet, freeze_batch_norm, freeze_stages
 from embedkit.report import keep_embeddings
 from embedkit.train.checkpoint import (
@@ -38,8 +39,11 @@ from embedkit.train.checkpoint import (
     unpack,
     write_checkpoint,
 )
+from embedkit.train.events import EventLog, check_tensorboard
+from embedkit.train.examine import brief_check, examine, failure_lines, read_failures
 from embedkit.train.guards import reproducible, seed_of, stop_requests
-from embedkit.train.plan import Plan, check_names, choose_device, create_loss, make_plan
+from embedkit.train.measure import measure, quality, quality_name
+from embedkit.train.plan import Plan, check_data, check_names, choose_device, make_plan
 from embedkit.train.recipe import MAY_CHANGE_ON_RESUME, Recipe
 from embedkit.train.run import SCHEMA, Run, create_untrained, point_last, versions, write_split
 from embedkit.train.story import Reporter, Silent, describe, tell_baseline, tell_epoch, tell_result
@@ -63,6 +67,8 @@ def train(
     reporter: Reporter | None = None,
     resume: bool = False,
     workers: int | None = None,
+    cache: Path | None = None,
+    tensorboard: bool = False,
 ) -> Run:
     """Train by a recipe and leave everything in `run_dir`.
 
@@ -76,11 +82,13 @@ def train(
         resume: Go on from ``last.safetensors``. Settings and photos must be those of the run, but
             for `max_time` and `patience`, which only say when to stop.
         workers: Decoding threads; None: one per core. Does not change the result.
+        cache: Remembers what `embedkit check` and this have seen of photos; see `examine`.
+        tensorboard: Also write ``tensorboard/`` in the run's folder; see `embedkit.train.events`.
 
     Raises:
         UsageError: A folder in use, a resume with other settings.
         DataError: The photos cannot be trained on.
-        MissingError: The device or the weights are not there.
+        MissingError: The device, the weights or the package tensorboard are not there.
         MismatchError: The checkpoint is damaged, foreign, or of other photos.
         Interrupted: Ctrl-C or SIGTERM, after saving.
         EmbedKitError: The numbers are no longer finite; the last good checkpoint is kept.
@@ -89,6 +97,9 @@ def train(
     """
     reporter = reporter or Silent()
     check_names(recipe)
+    check_data(recipe, photos)
+    if tensorboard:
+        check_tensorboard()
     place = choose_device(device)
     saved = _read_saved(run_dir, recipe) if resume else None
     if saved is None and run_dir.exists() and any(run_dir.iterdir()):
@@ -99,15 +110,24 @@ def train(
     with reproducible(place):
         torch.manual_seed(seed_of(recipe.seed, "network"))
         network = create_untrained(recipe, weights="none" if saved else recipe.weights)
-        with reporter.progress("checking", len(photos)) as advance:
-            plan = make_plan(recipe, photos, device=place, workers=workers, progress=advance)
+        check = None
+        if saved:
+            failures = read_failures(run_dir)
+        else:
+            checkup = examine(recipe, photos, reporter, cache=cache, workers=workers)
+            failures, check = checkup.failures(), brief_check(recipe, checkup)
+        plan = make_plan(recipe, photos, device=place, failures=failures)
+        method = methods.create(recipe.loss, **recipe.loss_options)
         torch.manual_seed(seed_of(recipe.seed, "loss"))
-        loss = create_loss(recipe, len(plan.classes))
+        method.prepare(plan.setting(), network)
         with stop_requests() as stop:
-            training = _Training(plan, network, loss, run_dir, reporter, stop, workers)
+            training = _Training(plan, network, method, run_dir, reporter, stop, workers)
             if saved:
                 training.restore(*saved)
-            training.run()
+            else:
+                training.progress.check = check
+            with training.logged(tensorboard):
+                training.run()
     return Run.load(run_dir)
 
 
@@ -123,6 +143,7 @@ class _Progress:
         best: The row of the weights that count.
         baseline: Metrics of the untrained network by split.
         skipped: How many files were unreadable, and how many classes had a single image.
+        check: What the check before the training found.
         sums: Of the running epoch: loss and tell-tales over its finished steps.
         warned: Whether the collapse alarm has been given.
     """
@@ -134,6 +155,7 @@ class _Progress:
     best: dict[str, Any] | None = None
     baseline: dict[str, Any] | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    check: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)
     warned: bool = False
 
@@ -149,7 +171,7 @@ class _Training:
         self,
         plan: Plan,
         network: EmbeddingNet,
-        loss: MetricLoss,
+        method: Method,
         run_dir: Path,
         reporter: Reporter,
         stop: threading.Event,
@@ -166,11 +188,13 @@ class _Training:
         self.network = network.to(plan.device)
         if plan.device.type != "mps":
             network.to(memory_format=torch.channels_last)
-        self.loss = loss.to(plan.device)
-        self.optimizer = _create_optimizer(recipe, network, loss)
+        self.method = method.to(plan.device)
+        self.optimizer = _create_optimizer(method.groups(network, recipe), recipe.weight_decay)
         self.scaler = torch.amp.GradScaler("cuda", enabled=plan.amp == torch.float16)
-        self.train_rows, self.labels = plan.rows("train"), plan.labels()
-        self.sampler = plan.sampler()
+        self.setting, self.train_rows = plan.setting(), plan.rows("train")
+        targets = self.setting.photos.targets
+        self.targets = None if targets is None else torch.tensor(targets, dtype=torch.float32)
+        self.sampler = method.sampler(self.setting, plan.epoch_steps)
         self.loader = PhotoLoader(
             plan.photos.files(),
             recipe.preprocess(),
@@ -179,10 +203,29 @@ class _Training:
             workers=workers,
         )
         self.progress = _Progress(
-            skipped={"unreadable": len(plan.failures), "lone_classes": len(plan.left_out)}
+            skipped={
+                "unreadable": len(plan.failures),
+                "lone_classes": len(plan.left_out),
+                **({"lost_triplets": plan.lost_triplets} if plan.photos.triplets else {}),
+            }
         )
+        self.events = EventLog(None, 0)
         self.started = time.monotonic()
         self.waited = 0.0
+
+    @contextlib.contextmanager
+    def logged(self, tensorboard: bool) -> Iterator[None]:
+        """With TensorBoard's event files when asked for."""
+        if not tensorboard:
+            yield
+            return
+        # The baseline stands at step 0, and is not measured again.
+        again = self._global_step() + 1 if self.progress.baseline else 0
+        self.events = EventLog(self.run_dir / "tensorboard", again)
+        try:
+            yield
+        finally:
+            self.events.close()
 
     def run(self) -> None:
         """Train until a reason to stop, then measure the best weights on ``test``."""
@@ -193,6 +236,8 @@ class _Training:
         try:
             if self.progress.baseline is None:
                 self.progress.baseline = self._measure_baseline()
+                for split, metrics in self.progress.baseline.items():
+                    self.events.write(split, metrics, 0)
             tell_baseline(self.progress.baseline, self.tell)
             while (reason := self._reason_to_stop()) is None:
                 self._train_epoch()
@@ -207,10 +252,13 @@ class _Training:
                 facts=f"in {self.run_dir}",
                 hint=f"embedkit train --resume {self.run_dir}",
             ) from None
+        self.events.write(
+            "test", test or {}, self.progress.best["step"] if self.progress.best else 0
+        )
         self._write_record("finished", reason=reason, test=test)
         self.tell.note("stopped", reason)
         tell_result(self.progress.best, self.progress.baseline, test, self.tell)
-        if not self.loss.normalizes:
+        if not self.method.normalizes and self.plan.measured_by() == "classes":
             self.tell.note("metric", "this loss compares by distance; the numbers are by cosine")
 
     # --- one epoch, or what is left of it --------------------------------------------------------
@@ -218,6 +266,9 @@ class _Training:
     def _train_epoch(self) -> None:
         """Its batches still to come, each with torch's generator seeded for it."""
         progress, plan = self.progress, self.plan
+        if progress.step == 0:
+            torch.manual_seed(seed_of(self.recipe.seed, "epoch", progress.epoch))
+            self.method.begin_epoch(progress.epoch, _View(self))
         batches = self.sampler.batches(progress.epoch)[: plan.steps_of(progress.epoch)]
         sizes = [len(batch) for batch in batches]
         pictures = self.loader.batches(
@@ -226,16 +277,15 @@ class _Training:
             start=progress.step,
         )
         self.network.train()
-        self.loss.train()
+        self.method.train()
         name = f"epoch {progress.epoch + 1}/{plan.epochs}"
         with self.tell.progress(name, sum(sizes)) as advance:
             advance(sum(sizes[: progress.step]), 0)
             ready = self._timed(pictures)
-            for batch, pixels in zip(batches[progress.step :], ready, strict=True):
+            for rows, pixels in zip(batches[progress.step :], ready, strict=True):
                 torch.manual_seed(seed_of(self.recipe.seed, "step", progress.epoch, progress.step))
-                labels = torch.from_numpy(self.labels[batch]).to(plan.device)
-                self._step(self._to_device(pixels), labels)
-                advance(len(batch), 0)
+                self._step(self._batch(rows, pixels))
+                advance(len(rows), 0)
                 if self._out_of_time():
                     break
 
@@ -249,27 +299,61 @@ class _Training:
                 return
             yield pixels
 
-    def _step(self, pixels: Tensor, labels: Tensor) -> None:
+    def _batch(self, rows: npt.NDArray[np.int64], pixels: Pixels) -> Batch:
+        place = self.plan.device
+        return Batch(
+            pixels=self._to_device(pixels),
+            rows=torch.from_numpy(rows).to(place),
+            labels=torch.from_numpy(self.setting.labels[rows]).to(place),
+            targets=None if self.targets is None else self.targets[rows].to(place),
+            epoch=self.progress.epoch,
+            step=self.progress.step,
+        )
+
+    def _step(self, batch: Batch) -> None:
         """Forward, loss, backward, update; then a place where the run may be left."""
         progress = self.progress
         rate = self._rate_of(self._global_step())
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * rate
-        with torch.autocast(pixels.device.type, self.plan.amp, enabled=self.plan.amp is not None):
-            embeddings = self.network(pixels)
-        # Raw and in float32: a loss normalises itself where it lives on the sphere.
-        value = self.loss(embeddings.float(), labels)
-        told = {"loss": float(value.detach()), **self.loss.stats}
-        if not (math.isfinite(told["loss"]) and bool(embeddings.detach().isfinite().all())):
+        with self._autocast():
+            outcome = self.method.step(self.network, batch)
+        told = {"loss": float(outcome.loss.detach()), **self.method.stats}
+        finite = math.isfinite(told["loss"]) and bool(outcome.embeddings.detach().isfinite().all())
+        if not finite:
             raise self._not_finite(told["loss"])
         self.optimizer.zero_grad()
-        self.scaler.scale(value).backward()
+        self._backward(outcome)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for name, number in told.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + number
         progress.step += 1
+        self.events.write("train", told, self._global_step())
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self.events.write("learning_rate", rates, self._global_step())
         self._leave_if_asked()
+
+    def _backward(self, outcome: Outcome) -> None:
+        """The gradients of the loss, or of the terms in its place, one graph at a time."""
+        terms = iter(outcome.terms)
+        with self._autocast():
+            term = next(terms, None)
+        if term is None:
+            torch.autograd.backward(self.scaler.scale(outcome.loss))
+        while term is not None:
+            value = self.scaler.scale(term.value)
+            if term.learners is None:
+                torch.autograd.backward(value)
+            else:
+                learners = [part for part in term.learners if part.requires_grad]
+                torch.autograd.backward(value, retain_graph=True, inputs=learners)
+            with self._autocast():
+                term = next(terms, None)
+
+    def _autocast(self) -> torch.autocast:
+        amp = self.plan.amp
+        return torch.autocast(self.plan.device.type, amp, enabled=amp is not None)
 
     def _not_finite(self, value: float) -> EmbedKitError:
         lower = self.recipe.backbone_learning_rate / 10
@@ -299,8 +383,9 @@ class _Training:
             "stats": means,
             "val": None,
         }
-        if len(plan.rows("val")) and (last or (progress.epoch + 1) % recipe.eval_every == 0):
+        if len(plan.measured("val")) and (last or (progress.epoch + 1) % recipe.eval_every == 0):
             row["val"], row["spread"] = self._measure(self.network, "val")
+            self.events.write("val", {**row["val"], "spread": row["spread"]}, row["step"])
         row["seconds"], row["waited"] = round(self._elapsed(), 3), round(self.waited, 3)
         if whole:
             progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
@@ -312,15 +397,15 @@ class _Training:
     def _keep_if_best(self, row: dict[str, Any]) -> None:
         """Without a ``val`` split every epoch is the best so far: the last weights count."""
         best = self.progress.best
-        if len(self.plan.rows("val")):
+        if len(self.plan.measured("val")):
             if row["val"] is None:
                 return
-            if best is not None and _quality(row) <= _quality(best):
+            if best is not None and quality(row["val"]) <= quality(best["val"]):
                 return
         self.progress.best = row
         state = {**self._identity(), "best": row}
         path = self.run_dir / "best.safetensors"
-        write_checkpoint(path, pack(self.network, self.loss, None), state)
+        write_checkpoint(path, pack(self.network, self.method, None), state)
 
     def _reason_to_stop(self) -> str | None:
         """Why not to begin or go on with an epoch, as a sentence for people."""
@@ -333,8 +418,9 @@ class _Training:
             later = [
                 row for row in progress.rows if row["val"] and row["step"] > progress.best["step"]
             ]
-            if len(later) >= recipe.patience and len(self.plan.rows("val")):
-                return f"no better MAP@R in {len(later)} evaluations"
+            if len(later) >= recipe.patience and len(self.plan.measured("val")):
+                name = quality_name(progress.best["val"])
+                return f"no better {name} in {len(later)} evaluations"
         return None
 
     def _alarm_if_collapsed(self, row: dict[str, Any]) -> None:
@@ -347,8 +433,8 @@ class _Training:
         told_apart = (
             row["val"] is not None
             and baseline is not None
-            and row["val"]["tie_share"] < 0.5  # where most tie, a good rank is an accident
-            and _quality(row) > (baseline["map@r"] or 0)
+            and row["val"].get("tie_share", 0) < 0.5  # where most tie, a good rank is an accident
+            and quality(row["val"]) > quality(baseline)
         )
         if told_apart:
             return
@@ -379,7 +465,7 @@ class _Training:
         return {
             split: self._measure(self.network.features, split, keep="before")[0]
             for split in ("val", "test")
-            if len(self.plan.rows(split))
+            if len(self.plan.measured(split))
         }
 
     def _measure_best(self) -> dict[str, Any] | None:
@@ -394,7 +480,7 @@ class _Training:
 
     def _held_out(self) -> str:
         """The split that is measured at the end, or an empty text."""
-        return next((name for name in ("test", "val") if len(self.plan.rows(name))), "")
+        return next((name for name in ("test", "val") if len(self.plan.measured(name))), "")
 
     def _measure(
         self,
@@ -403,24 +489,34 @@ class _Training:
         *,
         keep: Literal["before", "after"] | None = None,
     ) -> tuple[dict[str, Any], float]:
-        """Retrieval metrics of one split, by cosine, and how far its embeddings are spread."""
+        """Metrics of one split, and how far its embeddings are spread."""
         rows, photos = self.plan.rows(split), self.plan.photos
+        embeddings = self.embed(embed, rows).numpy()
+        if keep is not None and split == self._held_out():
+            labels = [photos.labels[row] for row in rows]
+            keep_embeddings(self.run_dir, keep, rows=rows, labels=labels, embeddings=embeddings)
+        unit = self.method.normalizes
+        # The untrained features are always compared by cosine, at which they are best.
+        metric = "cosine" if unit or keep == "before" else "l2"
+        metrics = measure(self.plan, rows, embeddings, metric=metric)
+        return metrics, _spread(embeddings, unit=unit)
+
+    def embed(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        rows: npt.NDArray[np.int64],
+        done: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """``(len(rows), ...)`` float32 on the CPU, of photos without noise, in evaluation mode."""
         self.network.eval()
-        parts: list[npt.NDArray[np.float32]] = []
+        parts = []
         with torch.no_grad():
             for pixels in self.loader.plain(rows, _EVALUATION_BATCH):
-                parts.append(embed(self._to_device(pixels)).float().cpu().numpy())
+                parts.append(embed(self._to_device(pixels)).float().cpu())
+                if done is not None:
+                    done(len(pixels), 0)
                 self._leave_if_asked()
-        embeddings, labels = np.concatenate(parts), [photos.labels[row] for row in rows]
-        if keep is not None and split == self._held_out():
-            keep_embeddings(self.run_dir, keep, rows=rows, labels=labels, embeddings=embeddings)
-        metrics = retrieval_metrics(
-            embeddings,
-            labels,
-            query=_flags(photos.is_query, rows),
-            gallery=_flags(photos.is_gallery, rows),
-        )
-        return metrics.to_json(), _spread(embeddings, unit=self.loss.normalizes)
+        return torch.cat(parts)
 
     def _to_device(self, pixels: Pixels) -> Tensor:
         tensor = torch.from_numpy(pixels)
@@ -445,7 +541,7 @@ class _Training:
                 else "the same number, but other names, labels or splits",
                 hint="resume without naming the data, or begin a new run",
             )
-        unpack(tensors, self.network, self.loss, self.optimizer)
+        unpack(tensors, self.network, self.method, self.optimizer)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = _Progress(**state["progress"])
@@ -466,7 +562,7 @@ class _Training:
             "progress": dict(vars(self.progress)),
             "scaler": self.scaler.state_dict(),
         }
-        tensors = pack(self.network, self.loss, self.optimizer)
+        tensors = pack(self.network, self.method, self.optimizer)
         write_checkpoint(self.run_dir / "last.safetensors", tensors, state)
         if row is not None:
             with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -474,7 +570,8 @@ class _Training:
         else:
             _write_text(self.run_dir / "config.toml", self.recipe.to_toml())
             write_split(self.run_dir / "split.csv", self.plan.photos)
-            self._write_failures()
+            if self.plan.failures:
+                _write_text(self.run_dir / "failed.jsonl", failure_lines(self.plan.failures))
         self._write_record("unfinished")
 
     def _identity(self) -> dict[str, Any]:
@@ -501,8 +598,9 @@ class _Training:
                 "splits": {split: plan.counts(split) for split in ("train", "val", "test")},
                 **progress.skipped,
             },
-            "normalizes": self.loss.normalizes,
-            "loss_options": {**options(recipe.loss), **recipe.loss_options},
+            "check": progress.check,
+            "normalizes": self.method.normalizes,
+            "loss_options": {**methods.options(recipe.loss), **recipe.loss_options},
             "steps": self._global_step(),
             "elapsed": round(progress.elapsed, 3),
             "baseline": progress.baseline,
@@ -511,14 +609,6 @@ class _Training:
             "versions": versions(),
         }
         _write_text(self.run_dir / "run.json", json.dumps(record, indent=1) + "\n")
-
-    def _write_failures(self) -> None:
-        if self.plan.failures:
-            lines = "".join(
-                json.dumps({"path": str(path), "code": error.code, "reason": error.reason}) + "\n"
-                for path, error in self.plan.failures
-            )
-            _write_text(self.run_dir / "failed.jsonl", lines)
 
     # --- where we are ----------------------------------------------------------------------------
 
@@ -544,23 +634,32 @@ class _Training:
             raise _StopRequested
 
 
+class _View:
+    """The training photos as the network sees them now; see `embedkit.methods.View`."""
+
+    def __init__(self, training: _Training) -> None:
+        self._training = training
+
+    def embeddings(self, rows: Sequence[int] | npt.NDArray[np.int64] | None = None) -> Tensor:
+        return self.through(self._training.network, rows)
+
+    def features(self, rows: Sequence[int] | npt.NDArray[np.int64] | None = None) -> Tensor:
+        return self.through(self._training.network.features, rows)
+
+    def through(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        rows: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        training = self._training
+        places = training.train_rows if rows is None else training.train_rows[np.asarray(rows)]
+        with training.tell.progress("looking", len(places)) as advance:
+            return training.embed(embed, places, advance)
+
+
 def _write_text(path: Path, text: str) -> None:
     with published(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _quality(row: dict[str, Any]) -> float:
-    """MAP@R of an evaluated row; 0 where no query had a match."""
-    return float(row["val"]["map@r"] or 0)
-
-
-def _flags(
-    column: tuple[bool, ...] | None, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_] | None:
-    """Of one split; None where it marks nothing, because the data marks another split only."""
-    if column is None or not any(column[row] for row in rows):
-        return None
-    return np.array(column)[rows]
 
 
 def _spread(embeddings: npt.NDArray[np.float32], *, unit: bool) -> float:
@@ -583,19 +682,20 @@ def _settle_batch_norm_quickly(network: nn.Module) -> None:
             module.momentum = max(module.momentum, _BATCH_NORM_MOMENTUM)
 
 
-def _create_optimizer(recipe: Recipe, network: EmbeddingNet, loss: nn.Module) -> torch.optim.AdamW:
-    """AdamW with a rate each for backbone, head (with pooling) and the loss's own parameters."""
-    groups = [
-        (network.backbone, recipe.backbone_learning_rate),
-        (nn.ModuleList([network.pooling, network.head]), recipe.head_learning_rate),
-        (loss, recipe.proxy_learning_rate),
-    ]
+def _create_optimizer(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with a rate for each group; what does not learn is left out."""
     settings = [
-        {"params": learning, "lr": rate, "full_lr": rate}
-        for module, rate in groups
-        if (learning := [part for part in module.parameters() if part.requires_grad])
+        {
+            "name": group.name,
+            "params": learning,
+            "lr": group.learning_rate,
+            "full_lr": group.learning_rate,
+            "weight_decay": weight_decay if group.weight_decay is None else group.weight_decay,
+        }
+        for group in groups
+        if (learning := [part for part in group.parameters if part.requires_grad])
     ]
-    return torch.optim.AdamW(settings, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(settings)
 
 
 def _read_saved(run_dir: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedkit.data import Augment, PhotoLoader, PhotoSet, check_readable
+from embedkit.data import Augment, PhotoLoader
 from embedkit.data import loader as loader_module
 from embedkit.errors import DataError
 from embedkit.imaging import Pixels, Preprocess, decode, read_pixels
@@ -196,58 +196,3 @@ def test_a_photo_that_vanishes_during_training_is_named(tmp_path: Path, files: l
 def test_no_worker_is_refused(files: list[Path]) -> None:
     with pytest.raises(ValueError, match="workers must be at least 1"):
         make_loader(files, workers=0)
-
-
-# --- check_readable ------------------------------------------------------------------------------
-
-
-def photo_set(root: Path, names: list[str]) -> PhotoSet:
-    count = len(names)
-    return PhotoSet(root, tuple(map(Path, names)), ("a",) * count, ("",) * count)
-
-
-def test_unreadable_photos_are_listed_in_order_with_the_reason(
-    tmp_path: Path, files: list[Path]
-) -> None:
-    whole = files[0].read_bytes()
-    (tmp_path / "good.jpg").write_bytes(whole)
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("no picture")
-    names = ["cut.jpg", "good.jpg", "empty.jpg", "text.jpg", "absent.jpg"]
-    seen: list[tuple[int, int]] = []
-    failures = check_readable(
-        photo_set(tmp_path, names), 2, progress=lambda done, failed: seen.append((done, failed))
-    )
-    assert [(path.name, error.code) for path, error in failures] == [
-        ("cut.jpg", "truncated"),
-        ("empty.jpg", "empty"),
-        ("text.jpg", "not-an-image"),
-        ("absent.jpg", "unreadable"),
-    ]
-    assert [sum(column) for column in zip(*seen, strict=True)] == [5, 4]
-
-
-def test_more_photos_than_are_checked_at_once(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loader_module, "_CHECKED_AT_ONCE", 2)
-    photos = photo_set(files[0].parent, [file.name for file in files] + ["gone.jpg"])
-    assert [path.name for path, _ in check_readable(photos, 1)] == ["gone.jpg"]
-    assert check_readable(photo_set(files[0].parent, []), 1) == []
-
-
-def test_the_odd_files_are_sorted_as_decoding_in_full_sorts_them(shared_data: Path) -> None:
-    folder = shared_data / "odd"
-    names = sorted(path.name for path in folder.iterdir() if path.suffix not in (".csv", ".md"))
-    names = [name for name in names if (folder / name).stat().st_size < 2_000_000]
-
-    def is_refused(name: str) -> bool:
-        try:
-            decode(folder / name)
-        except DataError:
-            return True
-        return False
-
-    failures = {path.name for path, _ in check_readable(photo_set(folder, names), 2)}
-    assert failures == set(filter(is_refused, names))

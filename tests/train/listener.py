@@ -30,6 +30,10 @@ class Listener:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
+    def alarms(self) -> list[str]:
+        """Warnings of a collapse; the others are of the photos."""
+        return [text for text in self.warnings if "collapsed" in text]
+
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
         training = what.startswith("epoch")

@@ -151,7 +151,7 @@ def test_another_network_is_a_mismatch() -> None:
         unpack(tensors, nn.Linear(3, 3), None, None)
     other = _Loss()
     other.proxies = nn.Parameter(torch.randn(5, 3))
-    with pytest.raises(MismatchError, match=r"another loss(.|\n)*proxies"):
+    with pytest.raises(MismatchError, match=r"another method(.|\n)*proxies"):
         unpack(tensors, network, other, None)
     frozen = torch.optim.AdamW(loss.parameters())
     with pytest.raises(MismatchError, match="which this run does not"):
