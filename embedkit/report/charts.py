@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 from embedkit.report.page import table, text
 
-__all__ = ["Bars", "Line", "histogram", "line_chart", "short", "ticks"]
+__all__ = [
+    "Bars",
+    "Line",
+    "Spread",
+    "histogram",
+    "interval_chart",
+    "interval_curves",
+    "line_chart",
+    "short",
+    "ticks",
+]
 
 Scale = Callable[[float], float]
 
@@ -44,6 +54,15 @@ class Bars:
 
     name: str
     values: Sequence[float]
+    tone: int = 0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One series of values with intervals: middle, low end and high end, or None for a gap."""
+
+    name: str
+    points: Sequence[tuple[float, float, float] | None]
     tone: int = 0
 
 
@@ -149,6 +168,106 @@ def histogram(
     described = "; ".join(f"{bars.name}: {_middle(bars, edges)}" for bars in series)
     legend = _legend([(bars.name, bars.tone, False) for bars in series])
     return _figure(title, note, legend, _svg(key, title, described, drawn), numbers)
+
+
+def interval_chart(
+    title: str,
+    names: Sequence[str],
+    series: Sequence[Spread],
+    *,
+    key: str,
+    mark: float | None = None,
+    note: str = "",
+) -> str:
+    """A line for each name, with a dot and its interval for each series.
+
+    Args:
+        names: At least one; every series has a point or a gap for each.
+        key: Unique in the page, for the ids inside.
+        mark: A value to compare with, as a dotted line, explained in `note`.
+        note: A line below the title.
+    """
+    steps = _enclosing(series, mark)
+    line, gap, left = 15, 27, 10
+    height = _TOP + len(names) * (gap + line * len(series)) + _BOTTOM - 14
+
+    def across(value: float) -> float:
+        return left + (value - steps[0]) / (steps[-1] - steps[0]) * (_WIDTH - 2 * left - 10)
+
+    floor = height - _BOTTOM + 14
+    drawn = [
+        f'<line class="grid-line" x1="{across(step):.1f}" x2="{across(step):.1f}" y1="{_TOP}" '
+        f'y2="{floor}"/><text x="{across(step):.1f}" y="{floor + 16}" text-anchor="middle">'
+        f"{short(step)}</text>"
+        for step in steps
+    ]
+    if mark is not None:
+        drawn.append(
+            f'<line class="best" x1="{across(mark):.1f}" x2="{across(mark):.1f}" '
+            f'y1="{_TOP}" y2="{floor}"/>'
+        )
+    for row, name in enumerate(names):
+        top = _TOP + row * (gap + line * len(series)) + 14
+        drawn.append(f'<text x="{left}" y="{top}">{text(name)}</text>')
+        for place, one in enumerate(series):
+            point = one.points[row]
+            if point is not None:
+                y = top + 12 + line * place
+                middle, low, high = (across(value) for value in point)
+                told = f"{name}, {_told(one.name, point)}"
+                bar = f"M{low:.1f},{y}H{high:.1f}"
+                drawn.append(_dot(one.tone, middle, y, bar, told))
+    return _spread_figure(title, note, names, series, key, drawn, height)
+
+
+def interval_curves(
+    title: str,
+    names: Sequence[str],
+    series: Sequence[Spread],
+    *,
+    key: str,
+    x_label: str,
+    note: str = "",
+) -> str:
+    """Curves over evenly spaced names, with an interval at each point.
+
+    Args:
+        names: Along the level axis, at least one; every series has a point or a gap for each.
+        key: Unique in the page, for the ids inside.
+        x_label: What the names are.
+        note: A line below the title.
+    """
+    steps = _enclosing(series, None)
+
+    def up(value: float) -> float:
+        share = (value - steps[0]) / (steps[-1] - steps[0])
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def across(place: float) -> float:
+        return _LEFT + (place + 0.5) / len(names) * (_WIDTH - _LEFT - _RIGHT)
+
+    drawn = [_upright_axis(steps, up), _level_axis([], across, x_label)]
+    drawn += [
+        f'<text x="{across(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+        f"{text(name)}</text>"
+        for place, name in enumerate(names)
+    ]
+    for number, one in enumerate(series):
+        # Beside each other, so that intervals of the same place can be told apart.
+        aside = 5 * (number - (len(series) - 1) / 2)
+        points = [
+            (across(place) + aside, point, names[place])
+            for place, point in enumerate(one.points)
+            if point is not None
+        ]
+        path = "L".join(f"{x:.1f},{up(point[0]):.1f}" for x, point, _ in points)
+        if path:
+            drawn.append(f'<path class="curve tone-{one.tone}" d="M{path}"/>')
+        for x, point, name in points:
+            bar = f"M{x:.1f},{up(point[1]):.1f}V{up(point[2]):.1f}"
+            told = f"{name}, {_told(one.name, point)}"
+            drawn.append(_dot(one.tone, x, up(point[0]), bar, told))
+    return _spread_figure(title, note, names, series, key, drawn, _HEIGHT)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -271,9 +390,61 @@ def _legend(entries: Sequence[tuple[str, int, bool]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def _svg(key: str, title: str, described: str, drawn: Sequence[str]) -> str:
+def _enclosing(series: Sequence[Spread], mark: float | None) -> list[float]:
+    """Ticks around all intervals."""
+    values = [value for one in series for point in one.points if point for value in point]
+    values += [] if mark is None else [mark]
+    return ticks(min(values, default=0.0), max(values, default=0.0))
+
+
+def _told(name: str, point: tuple[float, float, float]) -> str:
+    middle, low, high = (short(value) for value in point)
+    return f"{name}: {middle} ({low} to {high})"
+
+
+def _dot(tone: int, x: float, y: float, bar: str, told: str) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<path class="curve tone-{tone}" d="{bar}"/>'
+        f'<circle class="tone-{tone}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
+        f"<title>{text(told)}</title></circle>"
+    )
+
+
+def _spread_figure(
+    title: str,
+    note: str,
+    names: Sequence[str],
+    series: Sequence[Spread],
+    key: str,
+    drawn: Sequence[str],
+    height: int,
+) -> str:
+    described = "; ".join(
+        f"{names[place]}, {_told(one.name, point)}"
+        for one in series
+        for place, point in enumerate(one.points)
+        if point is not None
+    )
+    numbers = table(
+        ["", *(one.name for one in series)],
+        [
+            [
+                name,
+                *(
+                    "" if (point := one.points[place]) is None else _told("", point)[2:]
+                    for one in series
+                ),
+            ]
+            for place, name in enumerate(names)
+        ],
+    )
+    legend = _legend([(one.name, one.tone, False) for one in series])
+    return _figure(title, note, legend, _svg(key, title, described, drawn, height), numbers)
+
+
+def _svg(key: str, title: str, described: str, drawn: Sequence[str], height: int = _HEIGHT) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{text(title)}</title>'
         f'<desc id="{key}-desc">{text(described)}</desc>{"".join(drawn)}</svg>'
     )

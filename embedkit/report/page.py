@@ -206,6 +206,7 @@ tbody tr { border-top: 1px solid var(--grid); }
 thead th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 tbody th { font-weight: 500; overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
+.numbers th, .numbers td { white-space: nowrap; overflow-wrap: normal; }
 .pictures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(6.75rem, 1fr)); gap: 0.75rem;
   margin: 0; padding: 0; list-style: none;
