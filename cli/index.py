@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,17 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit.cli.backend import Backend
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
 from embedkit.errors import EmbedKitError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from embedkit.index import SyncReport
+    from embedkit.index import Choice, SyncReport, Wanted
 
 __all__ = ["from_here", "index"]
 
-_WORK, _OUTPUT = "Work", "Output"
+_WORK, _KIND, _OUTPUT = "Work", "Kind of index (kept by later runs)", "Output"
 _NAMED = 5
 
 
@@ -44,12 +46,53 @@ def index(
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again the pictures that failed before.")
     ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A CSV, path,label (the first folder's name)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be done; write nothing.")
+    ] = False,
+    type_: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="NAME",
+            rich_help_panel=_KIND,
+            help="flat (exact), pq, ivf, hnsw, tiny, or auto: measures, and takes what reaches "
+            "the recall (auto).",
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=_KIND,
+            help="Of the true 10 nearest, how many to find (0.99).",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=_KIND, help="At most this when open: 500M, 2G; 0: any."
+        ),
+    ] = None,
+    low_latency: Annotated[
+        bool,
+        typer.Option(
+            "--low-latency", rich_help_panel=_KIND, help="A graph: short for --type hnsw."
+        ),
+    ] = False,
+    tiny: Annotated[
+        bool,
+        typer.Option(
+            "--tiny", rich_help_panel=_KIND, help="Rough 4-bit codes: short for --type tiny."
+        ),
     ] = False,
     device: Annotated[
         str, typer.Option(rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N.")
     ] = "auto",
+    backend: Backend = "auto",
     batch: Annotated[
         int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
     ] = 32,
@@ -79,26 +122,22 @@ def index(
 
     Example: embedkit index ./catalog -o catalog.faiss
     """
-    from embedkit.index import remembered_model, sync_folder
+    from embedkit.index import Catalog, remembered_model, sync_folder
+    from embedkit.index.labels import read_labels
     from embedkit.runtime import Embedder
 
     display = Display(as_json=as_json, quiet=quiet)
+    wanted = _wanted(type_, recall, memory, low_latency=low_latency, tiny=tiny)
     folder = folder or (Path("catalog") if Path("catalog").is_dir() else Path())
     output = output or Path(f"{folder.resolve().name or 'catalog'}.faiss")
     file = model or remembered_model(output) or _default_model()
-    with Embedder.load(file, device=device) as embedder, ExitStack() as bars:
+    with Embedder.load(file, device=device, backend=backend) as embedder, ExitStack() as bars:
         contract = embedder.contract
         display.note(
             "model", f"{contract.name}: {from_here(file)}, {embedder.embedding_dim} numbers"
         )
         display.note("device", embedder.device)
-        advance: list[Advance] = []
-
-        def progress(done: int, failed: int, total: int) -> None:
-            if not advance:
-                advance.append(bars.enter_context(display.progress("indexing", total)))
-            advance[0](done, failed)
-
+        bar = bars.enter_context(_Bars(display))
         report = sync_folder(
             folder,
             output,
@@ -108,8 +147,11 @@ def index(
             workers=workers,
             rebuild=rebuild,
             retry=retry,
+            labels=read_labels(labels, folder) if labels else None,
+            wanted=wanted,
             dry_run=dry_run,
-            progress=progress,
+            progress=bar.embedding,
+            building=bar.building,
         )
     failed_list = output.with_name(output.name + ".failed.jsonl")
     if not dry_run:
@@ -118,13 +160,18 @@ def index(
         display.warn(f"{from_here(path)}: {error.reason}")
     if len(report.failures) > _NAMED:
         display.warn(f"and {len(report.failures) - _NAMED:,} more that are no usable pictures")
-    display.answer(_summary(report, folder, output, failed_list, dry_run=dry_run))
+    kind = None if dry_run else Catalog.open(output, mmap=True).choice
+    if kind:
+        for reason in kind.tried:
+            display.note("tried", reason)
+    text = _summary(report, folder, output, failed_list, dry_run=dry_run)
+    display.answer(text.append(_kind(kind)) if kind else text)
     if not dry_run:
         display.note(
             "next", f"embedkit search ./query.jpg --index {shlex.quote(from_here(output))}"
         )
     display.document(
-        "index", _document(report, folder, output, file, contract.fingerprint, dry_run)
+        "index", _document(report, folder, output, file, contract.fingerprint, kind, dry_run)
     )
     if report.failed:
         raise typer.Exit(3)
@@ -134,6 +181,74 @@ def from_here(path: Path) -> str:
     """A path as the user would type it: relative where it lies below the current folder."""
     full, here = Path(os.path.normpath(path.absolute())), Path.cwd()
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
+
+
+class _Bars:
+    """One bar at a time, as the stages of the work come."""
+
+    def __init__(self, display: Display) -> None:
+        self._display, self._open = display, ExitStack()
+        self._stage, self._done = "", 0
+        self._advance: Advance
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def embedding(self, done: int, failed: int, total: int) -> None:
+        self._begin("indexing", total)
+        self._advance(done, failed)
+
+    def building(self, stage: str, done: int, total: int) -> None:
+        if done < self._done:
+            self._stage = ""  # the same once more
+        self._begin(stage, total)
+        self._advance(done - self._done, 0)
+        self._done = done
+
+    def _begin(self, stage: str, total: int) -> None:
+        if stage != self._stage:
+            self._open.close()
+            self._advance = self._open.enter_context(self._display.progress(stage, total))
+            self._stage, self._done = stage, 0
+
+
+def _wanted(
+    type_: str | None, recall: float | None, memory: str | None, *, low_latency: bool, tiny: bool
+) -> Wanted:
+    from embedkit.index import Wanted
+
+    named = [type_] * (type_ is not None) + ["hnsw"] * low_latency + ["tiny"] * tiny
+    if len(set(named)) > 1:
+        raise UsageError(
+            f"an index is of one kind, not {' and '.join(map(str, named))}",
+            hint="give one of --type, --low-latency and --tiny",
+        )
+    return Wanted(named[0] if named else None, recall, None if memory is None else _bytes(memory))
+
+
+def _bytes(size: str) -> int:
+    """Of a size as people write it: 500M, 2G, 1.5GB."""
+    factors = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    match = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) ?([KMGT]?)B?", size.strip().upper())
+    if not match:
+        raise UsageError(f"--memory takes a size, got {size!r}", hint="--memory 2G, or 500M")
+    return int(float(match[1]) * factors[match[2]])
+
+
+def _kind(kind: Choice) -> str:
+    """What the index is and what was measured."""
+    exact = kind.factory == "Flat"
+    parts = ["finds exactly" if exact else f"recall@10 {kind.recall:.3f}"]
+    if kind.queries_per_second is not None:
+        parts.append(f"{kind.queries_per_second:,.0f} queries/s")
+    parts.append(f"{kind.bytes_per_vector:,.0f} bytes a picture")
+    lines = [f"kind      {kind.kind}: {', '.join(parts)}"]
+    if not exact:
+        lines.append(f"scores    rounded: off by up to {kind.score_error:.1g}")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _default_model() -> Path:
@@ -165,6 +280,8 @@ def _summary(
         ("failed", report.failed, f"named in {from_here(failed_list)}" if report.failed else ""),
         ("removed", report.removed, "no longer in the folder" if report.removed else ""),
     ]
+    if report.left_out:
+        lines.append(("left out", report.left_out, "removed by `embedkit index rm`"))
     text = Text()
     if dry_run:
         text.append("nothing was written; this would be done\n", style="bold")
@@ -182,7 +299,13 @@ def _summary(
 
 
 def _document(
-    report: SyncReport, folder: Path, output: Path, model: Path, fingerprint: str, dry_run: bool
+    report: SyncReport,
+    folder: Path,
+    output: Path,
+    model: Path,
+    fingerprint: str,
+    kind: Choice | None,
+    dry_run: bool,
 ) -> dict[str, Any]:
     return {
         "folder": str(folder),
@@ -195,8 +318,10 @@ def _document(
         "moved": report.moved,
         "failed": report.failed,
         "removed": report.removed,
+        "left_out": report.left_out,
         "count": report.count,
         "published": report.published,
+        "kind": kind.to_json() if kind else None,
         "seconds": round(report.seconds, 3),
         "embed_seconds": round(report.embed_seconds, 3),
         "failures": [

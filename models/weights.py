@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from embedkit.errors import EmbedKitError, MismatchError, MissingError, UsageError
+from embedkit.floors import require
 from embedkit.models.backbone import BackboneEntry
 
 __all__ = ["download_weights", "load_into", "read_weights"]
+
+require("torch", torch.__version__)
 
 _SHOWN = 4
 

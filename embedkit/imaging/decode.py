@@ -19,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from embedkit.errors import ImageError
+from embedkit.floors import require
 from embedkit.imaging.preprocess import Pixels, Preprocess
 
 __all__ = ["Limits", "decode", "read_pixels"]
+
+require("Pillow", PIL.__version__)
 
 # "JPEG" brings MPO, several JPEGs in one file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "PPM", "AVIF")

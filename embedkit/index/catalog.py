@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from embedkit import __version__
 from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
+from embedkit.index.choose import AT, Building, Choice, Wanted, build_index
 from embedkit.index.file import (
     IDS,
     LABEL_OFFSETS,
@@ -36,6 +37,8 @@ from embedkit.index.file import (
     write_payload,
     write_tail,
 )
+from embedkit.index.kinds import apply_search, base_of, factory_of, search_parameters
+from embedkit.index.scan import scan
 
 if TYPE_CHECKING:
     from embedkit.runtime import Embedder, ModelContract
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Catalog",
     "Hit",
+    "Indices",
     "Row",
     "Vectors",
     "another_model",
@@ -54,12 +58,13 @@ __all__ = [
 ]
 
 Vectors = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 _BLOCK = 4096  # rows added, and queries searched, at a time
 _REBUILD = "embedkit index FOLDER -o {} --rebuild"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One picture found.
 
@@ -69,16 +74,23 @@ class Hit:
             Euclidean distance.
         id: The picture's number in the catalog, never given to another; its position where the
             names are gone.
-        path: The picture, below `Catalog.root`; None where the names are gone. It may have left
-            since.
         label: The first folder below the root; empty at the top level.
+        name: Its path below `root`; None where the names are gone.
+        root: `Catalog.root`.
     """
 
     rank: int
     score: float
     id: int
-    path: Path | None
-    label: str
+    label: str = ""
+    name: str | None = None
+    root: Path | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The picture, which may have left since; None where the names are gone."""
+        # Made when asked for: to join ten paths takes longer than a small index takes to search.
+        return None if self.name is None or self.root is None else self.root / self.name
 
 
 class Row(NamedTuple):
@@ -107,13 +119,19 @@ class Catalog:
         model_path: Where the model's file was when the catalog was written; None where that was not
             known.
         manifest: The whole manifest.
+        choice: The kind of index, how it is searched, and the recall, speed and error of scores
+            that were measured when it was built; None where the names are gone, or an older
+            embedkit wrote the file.
     """
 
-    def __init__(self, path: Path, index: Any, tail: Tail | None) -> None:
+    def __init__(
+        self, path: Path, index: Any, tail: Tail | None, choice: Choice | None = None
+    ) -> None:
         here = path.parent
         self.path = path
         self._index = index
         self._tail = tail
+        self.choice = choice
         self.dim = int(index.d)
         self.metric = "l2" if index.metric_type == faiss.METRIC_L2 else "cosine"
         self.has_names = tail is not None
@@ -129,9 +147,9 @@ class Catalog:
     def open(cls, path: Path | str, *, mmap: bool = False, verify: bool = False) -> Catalog:
         """Open a catalog; nothing is written, so read-only media will do.
 
-        Always checked: the type against an allow-list, every length, the names' checksums, and that
-        vectors and names agree. A file whose tail was lost (another program rewrote it) opens
-        without names.
+        Always checked: the type against an allow-list, part by part, every length, the names'
+        checksums, and that vectors and names agree. It is searched as it was tuned when built. A
+        file whose tail was lost (another program rewrote it) opens without names.
 
         Args:
             path: The file that `write_catalog` or ``embedkit index`` wrote.
@@ -163,44 +181,114 @@ class Catalog:
             raise EmbedKitError(f"the index {path} cannot be read", facts=str(error)) from error
         if tail and verify and crc != tail.payload_crc:
             raise damaged(path, "its vectors do not give the checksum they were written with")
-        return cls(path, index, tail)
+        return cls(path, index, tail, _checked_choice(path, index, tail))
 
     def __len__(self) -> int:
         """How many pictures it holds."""
         return int(self._index.ntotal)
 
-    def search(self, vectors: npt.ArrayLike, k: int = 10) -> list[list[Hit]]:
+    def search(
+        self, vectors: npt.ArrayLike, k: int = 10, *, among: npt.ArrayLike | None = None
+    ) -> list[list[Hit]]:
         """The nearest pictures of each query, nearest first.
 
-        Scores are computed in float64 from the stored float32 vectors, so they depend on the two
-        vectors alone, not on how many queries came together; equal scores stand in the order of
-        their ids, also across the cut at `k`.
+        Scores are computed in float64 from the stored vectors, so they depend on the two vectors
+        alone, not on how many queries came together; equal scores stand in the order of their ids,
+        in a flat index also across the cut at `k`. A flat index stores the vectors as they are;
+        what the others lose by rounding them is `Choice.score_error`, and what they miss of the
+        nearest `Choice.recall`.
 
         Args:
             vectors: ``(Q, D)``, unit rows for a cosine catalog (as an `Embedder` gives them); Q may
                 be 0.
             k: How many, at least 1; more than the catalog holds gives all it holds.
+            among: Positions to choose from, each once (`positions_labelled`); None: all. Every one
+                of them is looked at, whatever the kind of index.
 
         Returns:
-            Q lists of ``min(k, len(self))`` hits.
+            Q lists of ``min(k, len(self))`` hits; or of ``min(k, len(among))``. A graph (hnsw) may
+            find fewer.
 
         Raises:
             MismatchError: Vectors of another width, or a stored vector that is not finite.
-            UsageError: Not ``(Q, D)``, a number that is not finite, or `k` below 1.
+            UsageError: Not ``(Q, D)``, a number that is not finite, `k` below 1, or no positions of
+                this catalog.
 
-        Cost: exact, O(Q N D).
+        Cost: flat O(Q N D); with `among` of M positions O(Q M D) in every kind of index.
         """
         queries = self._checked(vectors)
         if k < 1:
             raise UsageError(f"k must be at least 1, got {k}")
-        k = min(k, len(self))
+        chosen = None if among is None else self._checked_positions(among)
+        k = min(k, len(self) if chosen is None else len(chosen))
         if k == 0:
             return [[] for _ in queries]
         return [
-            [self._hit(*found) for found in zip(range(1, k + 1), scores, positions, strict=True)]
+            self._hits(scores, positions)
             for start in range(0, len(queries), _BLOCK)
-            for scores, positions in self._nearest(queries[start : start + _BLOCK], k)
+            for scores, positions in self._nearest(queries[start : start + _BLOCK], k, chosen)
         ]
+
+    def vectors(self, positions: npt.ArrayLike) -> Vectors:
+        """The stored vectors ``(M, D)`` at these positions, 0 to ``len(self) - 1``.
+
+        Raises:
+            UsageError: There is no such position.
+        """
+        chosen = self._checked_positions(positions)
+        if not len(chosen):
+            return np.empty((0, self.dim), np.float32)
+        return np.asarray(self._index.reconstruct_batch(chosen), np.float32)
+
+    def scores(self, query: npt.ArrayLike, positions: npt.ArrayLike) -> Vectors:
+        """``(M,)``: what `search` gives the pictures at these positions for one query ``(D,)``."""
+        (vector,) = self._checked(np.asarray(query)[None])
+        chosen = self._checked_positions(positions)
+        if not len(chosen):
+            return np.empty(0, np.float32)
+        return self._scores(self._exact(vector, chosen)[0])
+
+    def positions(self, hits: Iterable[Hit]) -> Indices:
+        """Where these hits of this catalog stand in it."""
+        ids = np.array([hit.id for hit in hits], np.int64)
+        return ids if self._tail is None else np.searchsorted(self._tail.ids, ids)
+
+    def position_of(self, path: bytes) -> int | None:
+        """Where the picture of this path, relative to `root`, stands; None: there is none.
+
+        Cost: one pass over the names, about 50 bytes a picture.
+        """
+        if self._tail is None or not path:
+            return None
+        names, ends = self._tail.paths, self._tail.path_offsets
+        found = names.find(path)
+        while found >= 0:
+            at = int(np.searchsorted(ends, found))
+            if ends[at] == found and ends[at + 1] == found + len(path):
+                return at
+            # In the middle of a name, or the start of a longer one: the next name's start.
+            found = names.find(path, int(ends[at + (ends[at] == found)]))
+        return None
+
+    def labels(self) -> list[str]:
+        """The label of every picture, by position; all empty where the names are gone."""
+        if self._tail is None:
+            return [""] * len(self)
+        return [os.fsdecode(self._tail.label(position)) for position in range(len(self))]
+
+    def positions_labelled(self, labels: Iterable[str]) -> Indices:
+        """The positions of all pictures that have one of these labels, ascending.
+
+        Cost: O(N), about 0.4 s a million.
+        """
+        wanted = set(labels)
+        found = [at for at, label in enumerate(self.labels()) if label in wanted]
+        return np.array(found, np.int64)
+
+    def hit(self, position: int, *, rank: int = 1, score: float = 0.0) -> Hit:
+        """The picture at a position, as a hit: who it is."""
+        (at,) = self._checked_positions([position]).tolist()
+        return replace(self._hits([score], [at])[0], rank=rank)
 
     def check_model(self, contract: ModelContract) -> None:
         """Refuse a model that did not make this catalog, of whatever width.
@@ -228,17 +316,22 @@ class Catalog:
         """
         return model_file(self.model_path, self.path.parent, self.fingerprint)
 
-    def embedder(self, model: Path | None = None, *, device: str = "auto") -> Embedder:
+    def embedder(
+        self, model: Path | None = None, *, device: str = "auto", backend: str = "auto"
+    ) -> Embedder:
         """The model that made this catalog, loaded.
 
         Args:
-            model: Its file; None takes `find_model`.
+            model: Its file; None takes `find_model`. Another model will do while ``embedkit index
+                migrate`` goes on to it: its vectors are carried over the bridge between the two.
             device: As for `Embedder.load`.
+            backend: As for `Embedder.load`.
 
         Raises:
             UsageError: None was given and none was found.
             MismatchError: What was given or found is another model.
         """
+        from embedkit.index.migrate import bridged
         from embedkit.runtime import Embedder
 
         file = model or self.find_model()
@@ -251,10 +344,13 @@ class Catalog:
                 else "this file no longer knows its model",
                 hint="put the model's file beside the index, or name it: --model FILE",
             )
-        embedder = Embedder.load(file, device=device)
+        embedder = Embedder.load(file, device=device, backend=backend)
         try:
             self.check_model(embedder.contract)
         except MismatchError:
+            over = bridged(self, embedder)
+            if over is not None:
+                return over
             embedder.close()
             raise
         return embedder
@@ -279,8 +375,58 @@ class Catalog:
             raise UsageError(f"query {bad} has numbers that are not finite")
         return queries
 
-    def _nearest(self, queries: Vectors, k: int) -> list[tuple[list[float], list[int]]]:
-        """Scores and positions of the `k` nearest of each of ``(Q, D)``, by score, then position.
+    def _checked_positions(self, positions: npt.ArrayLike) -> Indices:
+        chosen = np.asarray(positions, np.int64)
+        if chosen.ndim != 1 or (len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self)):
+            raise UsageError(f"positions in {self.path.name} are 0 to {len(self) - 1}, one list")
+        return chosen
+
+    def _nearest(
+        self, queries: Vectors, k: int, among: Indices | None
+    ) -> list[tuple[list[float], list[int]]]:
+        """Scores and positions of the `k` nearest of each ``(Q, D)``, by score, then position."""
+        if among is None and not isinstance(self._index, faiss.IndexFlat):
+            return self._roughly_nearest(queries, k)
+        return self._exactly_nearest(queries, k, among)
+
+    def _roughly_nearest(self, queries: Vectors, k: int) -> list[tuple[list[float], list[int]]]:
+        """What the index finds, as it was tuned; the scores of `_exact`."""
+        fetch = min(len(self), max(k, AT) + 1)  # never less than it was tuned for
+        positions = np.asarray(self._index.search(queries, fetch)[1])
+        if positions.min(initial=0) < 0:
+            positions = self._widely(queries, fetch, positions)
+        if positions.max(initial=0) >= len(self):
+            raise damaged(self.path, "FAISS finds vectors that are not there")
+        found: list[tuple[list[float], list[int]]] = []
+        for query, row in zip(queries, positions, strict=True):
+            at = row if row[-1] >= 0 else row[row >= 0]
+            scores = self._scores(self._near(query, at)[0])
+            order = np.lexsort((at, -scores))[:k]
+            found.append((scores[order].tolist(), at[order].tolist()))
+        return found
+
+    def _widely(self, queries: Vectors, fetch: int, positions: Indices) -> Indices:
+        """Search again, with the greatest effort, where fewer than `fetch` were found."""
+        lacking = np.flatnonzero((positions < 0).any(axis=1))
+        if isinstance(self._index, faiss.IndexHNSW):
+            wide: Any = faiss.SearchParametersHNSW()  # type: ignore[attr-defined]
+            wide.efSearch = min(len(self), 8 * fetch)
+        elif "nprobe" in search_parameters(self._index):
+            every = faiss.SearchParametersIVF()
+            every.nprobe = base_of(self._index).nlist
+            wide = faiss.IndexRefineSearchParameters()
+            wide.k_factor, wide.base_index_params = self._index.k_factor, every
+        else:
+            raise damaged(self.path, "FAISS finds fewer vectors than it holds")
+        positions = positions.copy()
+        found = self._index.search(queries[lacking], fetch, params=wide)[1]
+        positions[lacking] = np.asarray(found)
+        return positions
+
+    def _exactly_nearest(
+        self, queries: Vectors, k: int, among: Indices | None
+    ) -> list[tuple[list[float], list[int]]]:
+        """The same by looking at every vector.
 
         FAISS ranks in float32 with sums that depend on the batch, and leaves open which of equal
         vectors it returns. So a few more than `k` are fetched and ranked again exactly; where the
@@ -288,22 +434,30 @@ class Catalog:
         """
         found: list[tuple[list[float], list[int]]] = [([], [])] * len(queries)
         todo = np.arange(len(queries))
-        fetch = min(len(self), k + k // 4 + 16)
+        count = len(self) if among is None else len(among)
+        fetch = min(count, k + k // 4 + 16)
         while len(todo):
-            rough, positions = self._index.search(queries[todo], fetch)
+            if among is None:
+                rough, positions = self._index.search(queries[todo], fetch)
+            else:
+                rough, positions = scan(self.vectors, among, queries[todo], fetch, self.metric)
             again: list[int] = []
             for row, query in enumerate(todo.tolist()):
                 near, blur = self._exact(queries[query], positions[row])
-                score = (-np.sqrt(-near) if self.metric == "l2" else near).astype(np.float32)
+                score = self._scores(near)
                 order = np.lexsort((positions[row], -score))[:k]
                 last = -rough[row, -1] if self.metric == "l2" else rough[row, -1]
-                if fetch < len(self) and last >= near[order[-1]] - blur:
+                if fetch < count and last >= near[order[-1]] - blur:
                     again.append(query)
                     continue
                 found[query] = (score[order].tolist(), positions[row][order].tolist())
             todo = np.asarray(again, dtype=np.int64)
-            fetch = min(len(self), 8 * fetch)
+            fetch = min(count, 8 * fetch)
         return found
+
+    def _scores(self, near: npt.NDArray[np.float64]) -> Vectors:
+        scores: Vectors = (-np.sqrt(-near) if self.metric == "l2" else near).astype(np.float32)
+        return scores
 
     def _exact(
         self, query: Vectors, positions: npt.NDArray[np.int64]
@@ -311,28 +465,39 @@ class Catalog:
         """Inner product or minus squared distance of the vectors at `positions`; FAISS's error."""
         if (positions < 0).any():
             raise damaged(self.path, "FAISS finds fewer vectors than it holds")
+        near, rows = self._near(query, positions)
+        # float32 sums are off by about 1e-6 of the squared lengths: this is ten times that.
+        lengths = float((rows**2).sum(axis=1).max())
+        return near, 1e-5 * max(float((query.astype(np.float64) ** 2).sum()), lengths)
+
+    def _near(
+        self, query: Vectors, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Inner product or minus squared distance of what is at `positions`; and the vectors."""
         rows = np.asarray(self._index.reconstruct_batch(positions), np.float64)
-        wide = query.astype(np.float64)
         near = (
-            -((rows - wide) ** 2).sum(axis=1) if self.metric == "l2" else (rows * wide).sum(axis=1)
+            -((rows - query) ** 2).sum(axis=1)
+            if self.metric == "l2"
+            else (rows * query).sum(axis=1)
         )
         if not np.isfinite(near).all():
             raise damaged(self.path, "it holds vectors that are not finite")
-        # float32 sums are off by about 1e-6 of the squared lengths: this is ten times that.
-        blur = 1e-5 * max(float((wide**2).sum()), float((rows**2).sum(axis=1).max()))
-        return near, blur
+        return near, rows
 
-    def _hit(self, rank: int, score: float, position: int) -> Hit:
+    def _hits(self, scores: list[float], positions: list[int]) -> list[Hit]:
+        """Who these are, ranked as they stand."""
         if self._tail is None or self.root is None:
-            return Hit(rank, score, position, None, "")
-        path, label = self._tail.path(position), self._tail.label(position)
-        return Hit(
-            rank,
-            score,
-            self._tail.id(position),
-            self.root / os.fsdecode(path),
-            os.fsdecode(label),
-        )
+            return [
+                Hit(rank, score, position)
+                for rank, (score, position) in enumerate(zip(scores, positions, strict=True), 1)
+            ]
+        ids, paths, labels = self._tail.names(np.array(positions, np.int64))
+        return [
+            Hit(rank, score, number, os.fsdecode(label), os.fsdecode(path), self.root)
+            for rank, (score, number, path, label) in enumerate(
+                zip(scores, ids, paths, labels, strict=True), 1
+            )
+        ]
 
 
 def write_catalog(
@@ -342,20 +507,25 @@ def write_catalog(
     contract: ModelContract,
     root: Path,
     model: Path | None = None,
+    wanted: Wanted | None = None,
+    building: Building | None = None,
 ) -> int:
     """Publish a catalog: readers see the old file or the new one, whole, whatever happens.
 
     A temporary file in the same folder is written, measured, read back and forced to the disk; then
-    one rename, and the folder is forced too. The same rows give the same bytes.
+    one rename, and the folder is forced too. The same rows give the same bytes, but for the
+    measured speed, and the graph of hnsw where several threads build it.
 
     Args:
         path: The file; replaced when there.
         rows: In ascending order of id, at least one; vectors ``(D,)``, unit length where the metric
-            is cosine.
+            is cosine. They are gone through several times; an iterator is read into a list first.
         contract: Of the model that made the vectors.
         root: The folder the rows' paths are relative to. It is kept relative to the catalog where
             the two share a parent, so that they can be moved together.
         model: The model's file, kept in the same way.
+        wanted: The type of index, recall and memory; None lets `build_index` choose.
+        building: Called as the index is built.
 
     Returns:
         How many pictures were published.
@@ -365,21 +535,30 @@ def write_catalog(
         EmbedKitError: The file cannot be written (a full disk, no permission); the old one stands.
         MismatchError: Rows out of order or of another width than the contract's.
 
-    Memory: the vectors, 4 N D bytes, up to twice that while FAISS grows.
+    Memory: the names, and what `build_index` takes.
     """
     path = Path(os.path.realpath(path))
+    rows = list(rows) if iter(rows) is rows else rows
     names = _Names()
-    index = _flat(contract.embedding_dim, contract.metric)
-    remaining = iter(rows)
-    while block := list(islice(remaining, _BLOCK)):
-        names.add(block)
-        index.add(_stack(block, contract.embedding_dim))
-    if index.ntotal == 0:
+    for some in _in_blocks(rows):
+        names.add(some)
+    if names.count == 0:
         raise DataError(
             "there is no usable picture to put into an index",
             facts=f"looked in {root}",
             hint="embedkit index FOLDER, with a folder that holds pictures",
         )
+    dim = contract.embedding_dim
+    wanted = wanted or Wanted()
+    index, choice = build_index(
+        lambda: (_stack(some, dim) for some in _in_blocks(rows)),
+        names.count,
+        dim,
+        contract.metric,
+        wanted,
+        names=names.size,
+        building=building,
+    )
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "root": os.fsdecode(portable_path(root, path.parent)),
@@ -394,8 +573,9 @@ def write_catalog(
     def write(file: BinaryIO) -> None:
         length, crc = write_payload(file, index)
         manifest["index"] = {
+            **replace(choice, bytes_per_vector=round(length / names.count, 1)).to_json(),
+            "wanted": wanted.dumps(),
             "type": type(index).__name__,
-            "factory": "Flat",
             "metric": contract.metric,
             "dim": contract.embedding_dim,
             "count": int(index.ntotal),
@@ -406,6 +586,26 @@ def write_catalog(
 
     publish(path, write)
     return int(index.ntotal)
+
+
+def _checked_choice(path: Path, index: Any, tail: Tail | None) -> Choice | None:
+    """See that the index is one of ours in every part, and let it search as it was tuned."""
+    try:
+        factory = factory_of(index)
+        said: dict[str, Any] = tail.manifest["index"] if tail else {"factory": factory}
+        if said["factory"] != factory:
+            raise ValueError(f"its tail describes {said['factory']}, its vectors are {factory}")
+        choice = Choice.from_json(said) if "kind" in said else None
+        apply_search(index, choice.search if choice else search_parameters(index))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, f"{error}") from error
+    return choice
+
+
+def _in_blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    remaining = iter(rows)
+    while block := list(islice(remaining, _BLOCK)):
+        yield block
 
 
 def portable_path(path: Path, start: Path) -> bytes:
@@ -464,6 +664,7 @@ def another_model(index: Path, own: str, contract: ModelContract) -> MismatchErr
         facts=f"the index: {own}\n"
         f"this model: {described(contract.fingerprint, summarize(contract))}",
         hint="use the index's own model: --model FILE,\n"
+        f"or go on to this one: embedkit index migrate {index.name} --to FILE,\n"
         f"or embed every picture again: {_REBUILD.format(index.name)}",
     )
 
@@ -486,6 +687,15 @@ class _Names:
         self._paths, self._labels = bytearray(), bytearray()
         self._path_ends, self._label_ends = [0], [0]
 
+    @property
+    def count(self) -> int:
+        return len(self._path_ends) - 1
+
+    @property
+    def size(self) -> int:
+        """Bytes they take when the catalog is open."""
+        return len(self._paths) + len(self._labels) + 24 * self.count
+
     def add(self, rows: list[Row]) -> None:
         for row in rows:
             if row.id <= self._last:
@@ -507,10 +717,6 @@ class _Names:
             LABEL_OFFSETS: np.array(self._label_ends, "<u8").tobytes(),
             LABELS: bytes(self._labels),
         }
-
-
-def _flat(dim: int, metric: str) -> Any:
-    return faiss.IndexFlatL2(dim) if metric == "l2" else faiss.IndexFlatIP(dim)
 
 
 def _stack(rows: list[Row], dim: int) -> Vectors:

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from embedkit.atomic import sync_folder
 from embedkit.errors import EmbedKitError, MismatchError
+from embedkit.floors import require
 
 __all__ = [
     "IDS",
@@ -55,6 +56,8 @@ __all__ = [
     "write_tail",
 ]
 
+require("faiss", faiss.__version__)
+
 SCHEMA = "embedkit.catalog/1"
 
 MANIFEST = "embedkit/manifest.json"
@@ -63,11 +66,23 @@ PATH_OFFSETS, PATHS = "embedkit/path_offsets.u64", "embedkit/paths.bin"
 LABEL_OFFSETS, LABELS = "embedkit/label_offsets.u64", "embedkit/labels.bin"
 _MEMBERS = (MANIFEST, IDS, PATH_OFFSETS, PATHS, LABEL_OFFSETS, LABELS)
 
-# The allow-list: first four bytes of the payload -> type and metric. Nothing else reaches FAISS's
-# reader.
-_TYPES = {b"IxFI": ("IndexFlatIP", "cosine"), b"IxF2": ("IndexFlatL2", "l2")}
-# A flat payload: name, D, N, two fillers, trained, metric, number of floats; then the floats.
-_HEADER = struct.Struct("<4siqqq?iQ")
+# The allow-list: first four bytes of the payload -> type. Nothing else reaches FAISS's reader, and
+# what comes out of it is looked at part by part (`kinds.factory_of`).
+_TYPES = {
+    b"IxFI": "IndexFlatIP",
+    b"IxF2": "IndexFlatL2",
+    b"IxSQ": "IndexScalarQuantizer",
+    b"IPfs": "IndexPQFastScan",
+    b"IHNs": "IndexHNSWSQ",
+    b"IxRF": "IndexRefine",
+}
+_FLAT = (b"IxFI", b"IxF2")
+_FLAT_TYPES = tuple(_TYPES[name] for name in _FLAT)
+_REFINED = (b"IPfs", b"IwPf")  # what an IndexRefine may stand on; it follows the header
+# Every payload: name, D, N, two fillers, trained, metric.
+_HEADER = struct.Struct("<4siqqq?i")
+# Then, in a flat one: number of floats, and the floats.
+_FLOATS = struct.Struct("<Q")
 
 _CHUNK = 1 << 20  # bytes handed to and from FAISS at a time
 # FAISS keeps its reading limits in process-wide variables.
@@ -118,12 +133,15 @@ class Tail:
     label_offsets: npt.NDArray[np.uint64]
     labels: bytes
 
-    def id(self, position: int) -> int:
-        return int(self.ids[position])
-
-    def path(self, position: int) -> bytes:
-        start, end = self.path_offsets[position : position + 2].tolist()
-        return self.paths[start:end]
+    def names(self, positions: npt.NDArray[np.int64]) -> tuple[list[int], list[bytes], list[bytes]]:
+        """Ids, paths and labels of several at once."""
+        found = []
+        for offsets, blob in ((self.path_offsets, self.paths), (self.label_offsets, self.labels)):
+            ends = offsets[positions + 1].tolist()
+            found.append(
+                [blob[a:b] for a, b in zip(offsets[positions].tolist(), ends, strict=True)]
+            )
+        return self.ids[positions].tolist(), *found
 
     def label(self, position: int) -> bytes:
         start, end = self.label_offsets[position : position + 2].tolist()
@@ -134,29 +152,55 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     """What stands before the vectors, checked against the file's length and the allow-list.
 
     Raises:
-        MismatchError: No flat FAISS file, or cut short.
+        MismatchError: No FAISS file of the kinds embedkit writes, or cut short.
     """
     size = os.fstat(file.fileno()).st_size
-    start = file.read(_HEADER.size)
-    if start[:4] not in _TYPES:
+    start = file.read(_HEADER.size + _FLOATS.size)
+    name = start[:4]
+    if name not in _TYPES:
         raise MismatchError(
             f"{path} is no embedkit index",
-            facts="it does not begin as a flat FAISS file does" if start else "the file is empty",
+            facts="it does not begin as one of the FAISS files embedkit writes"
+            if start
+            else "the file is empty",
             hint="embedkit index FOLDER -o NAME.faiss makes one",
         )
-    if len(start) < _HEADER.size:
+    if len(start) < _HEADER.size + _FLOATS.size:
         raise damaged(path, f"it is cut short: {size} bytes")
-    name, dim, count, _, _, trained, metric, floats = _HEADER.unpack(start)
-    kind, metric_name = _TYPES[name]
-    wanted = faiss.METRIC_L2 if metric_name == "l2" else faiss.METRIC_INNER_PRODUCT
-    if dim < 1 or count < 0 or floats != dim * count or metric != wanted or not trained:
-        raise damaged(path, "its first bytes contradict each other")
-    length = _HEADER.size + 4 * dim * count
-    if length > size:
-        raise damaged(
-            path, f"it is cut short: {size:,} bytes of at least {length:,} for its vectors"
-        )
-    return Header(kind, metric_name, dim, count, length)
+    _, dim, count, _, _, trained, metric = _HEADER.unpack_from(start)
+    metrics = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "cosine"}
+    fits = dim >= 1 and count >= 0 and trained and metric in metrics
+    if name in _FLAT:
+        (floats,) = _FLOATS.unpack_from(start, _HEADER.size)
+        l2 = metric == faiss.METRIC_L2
+        if not fits or floats != dim * count or l2 != (name == b"IxF2"):
+            raise damaged(path, "its first bytes contradict each other")
+        length = _HEADER.size + _FLOATS.size + 4 * dim * count
+        if length > size:
+            raise damaged(
+                path, f"it is cut short: {size:,} bytes of at least {length:,} for its vectors"
+            )
+    else:
+        base = start[_HEADER.size : _HEADER.size + 4]
+        if not fits or (name == b"IxRF" and base not in _REFINED):
+            raise damaged(path, "its first bytes contradict each other")
+        # Only FAISS knows how long these are: `read_payload` sees that it reads up to the tail.
+        length = _tail_start(file, size)
+        # A vector has at least one byte of codes for eight numbers: no count that cannot be.
+        if dim * count > 8 * length:
+            raise damaged(path, "it is too short for as many vectors as it says")
+    return Header(_TYPES[name], metrics[metric], dim, count, length)
+
+
+def _tail_start(file: BinaryIO, size: int) -> int:
+    """Where the ZIP begins; the file's end where there is none, or none that can be read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return min((entry.header_offset for entry in archive.infolist()), default=size)
+    except Exception:
+        # zipfile meets damage with a dozen kinds of exception. Whatever stands behind the vectors
+        # is then more than FAISS reads, and refused for that.
+        return size
 
 
 def read_tail(file: BinaryIO, path: Path, header: Header) -> Tail | None:
@@ -228,7 +272,8 @@ def read_payload(
 ) -> tuple[Any, int]:
     """The FAISS index and, where wanted, the CRC-32 of its bytes."""
     crc = 0
-    if mmap:
+    # Without its names, only reading tells where the vectors end.
+    if mmap and (header.type in _FLAT_TYPES or header.length < os.fstat(file.fileno()).st_size):
         if verify:
             crc = _crc(file, header.length)
         with _read_limits(header.length):
@@ -248,6 +293,8 @@ def read_payload(
         with _read_limits(header.length):
             reader = faiss.PyCallbackIOReader(read, _CHUNK)  # type: ignore[attr-defined]
             index = _read_index(reader, path)
+        if left:
+            raise damaged(path, "its tail is unreadable, or its vectors end too early")
     if (type(index).__name__, index.d, index.ntotal) != (header.type, header.dim, header.rows):
         raise damaged(path, "FAISS reads something else from it than its first bytes say")
     return index, crc

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ import numpy as np
 from embedkit.errors import EmbedKitError, MismatchError
 from embedkit.index.catalog import Row, Vectors
 
-__all__ = ["Content", "Item", "Run", "Seen", "Store", "store_path", "writer_lock"]
+__all__ = ["Choices", "Content", "Item", "Run", "Seen", "Store", "store_path", "writer_lock"]
 
 APPLICATION_ID = 0x656D6B69  # "emki"
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 30
 
 # No file's own time: such an item is hashed again by the next run.
@@ -55,6 +55,14 @@ CREATE TABLE item (
 );
 CREATE INDEX item_hash ON item (hash);
 CREATE TABLE spare (hash BLOB PRIMARY KEY, vector BLOB NOT NULL);
+"""
+# What the user said about single files, which outlasts what is in the folder: added from elsewhere
+# (wanted) or kept out (not wanted), and labels other than the folder's name; and, in one row, what
+# kind of index it is to be. New in version 2.
+_CHOICES = """
+CREATE TABLE choice (path BLOB PRIMARY KEY, wanted INTEGER NOT NULL);
+CREATE TABLE label (path BLOB PRIMARY KEY, label BLOB NOT NULL);
+CREATE TABLE kind (id INTEGER PRIMARY KEY CHECK (id = 1), wanted TEXT NOT NULL);
 """
 _SEEN = """
 CREATE TEMP TABLE seen (
@@ -90,7 +98,10 @@ class Run:
 
 
 class Seen(NamedTuple):
-    """One file the walk met: path in bytes relative to the root, size in bytes, time."""
+    """One file the walk met: path in bytes, size in bytes, time.
+
+    The path is relative to the root; of a file that was added from elsewhere it is absolute.
+    """
 
     path: bytes
     size: int
@@ -101,7 +112,7 @@ class Item(NamedTuple):
     """What is remembered of one file: a vector, or why there is none.
 
     Attributes:
-        path: In bytes, relative to the root.
+        path: As in `Seen`.
         size: In bytes.
         mtime_ns: `UNSETTLED` where the file may have changed since without showing it.
         hash: blake2b-128 of the content; None where it is not known.
@@ -129,6 +140,14 @@ class Content(NamedTuple):
     reason: str | None
 
 
+class Choices(NamedTuple):
+    """What the user said about single files, by path: `Store.added` and its neighbours."""
+
+    added: list[bytes]
+    kept_out: list[bytes]
+    labels: dict[bytes, bytes]
+
+
 def store_path(index: Path) -> Path:
     """Where the store of an index stands: beside it."""
     return index.with_name(index.name + ".store")
@@ -148,9 +167,14 @@ class Store:
 
     def __init__(self, file: Path | None, *, read_only: bool = False) -> None:
         self.file = file or Path(":memory:")
+        self._read_only = read_only and file is not None
         name, uri = str(self.file), False
-        if read_only and file:
-            name, uri = f"{file.absolute().as_uri()}?mode=ro", True
+        if self._read_only:
+            # A reader that may write takes its lock files away when it leaves. One that may not can
+            # make none: then nobody else writes here either.
+            free = os.access(self.file, os.W_OK) and os.access(self.file.parent, os.W_OK)
+            how = "mode=rw" if free else "mode=ro&immutable=1"
+            name, uri = f"{self.file.absolute().as_uri()}?{how}", True
         with self._explained():
             self._db = sqlite3.connect(name, uri=uri, timeout=BUSY_SECONDS, isolation_level=None)
             try:
@@ -237,6 +261,93 @@ class Store:
             if leaving:
                 self._db.execute("UPDATE run SET published = ''")
 
+    # What the user said
+
+    def added(self) -> list[bytes]:
+        """Files that belong to the index although no walk meets them, by path."""
+        with self._explained():
+            rows = self._db.execute("SELECT path FROM choice WHERE wanted ORDER BY path").fetchall()
+        return [path for (path,) in rows]
+
+    def kept_out(self) -> list[bytes]:
+        """Files that stay out of the index although the folder holds them, by path."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT path FROM choice WHERE NOT wanted ORDER BY path"
+            ).fetchall()
+        return [path for (path,) in rows]
+
+    def labels(self) -> dict[bytes, bytes]:
+        """Labels that were given by hand, by path."""
+        with self._explained():
+            return dict(self._db.execute("SELECT path, label FROM label"))
+
+    def choose(
+        self,
+        *,
+        added: Iterable[bytes] = (),
+        kept_out: Iterable[bytes] = (),
+        neither: Iterable[bytes] = (),
+    ) -> None:
+        """Remember these as added, as kept out, or as the folder says."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM choice WHERE path = ?", ((path,) for path in neither))
+            for paths, wanted in ((added, True), (kept_out, False)):
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO choice VALUES (?, ?)",
+                    ((path, wanted) for path in paths),
+                )
+
+    def give_labels(self, labels: Mapping[bytes, bytes]) -> None:
+        """Remember these labels by path, for files that are here and for those that come."""
+        pairs = [(label, path) for path, label in labels.items()]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO label (label, path) VALUES (?, ?)", pairs)
+            before = self._db.total_changes
+            self._db.executemany(
+                "UPDATE item SET label = ?1 WHERE path = ?2 AND label <> ?1", pairs
+            )
+            if self._db.total_changes > before:
+                self._db.execute("UPDATE run SET published = ''")
+
+    def wanted(self) -> str:
+        """What kind of index it is to be (`Wanted.dumps`); empty where nothing was said."""
+        with self._explained():
+            row = self._db.execute("SELECT wanted FROM kind").fetchone()
+        return row[0] if row else ""
+
+    def want(self, wanted: str) -> None:
+        """Remember what kind of index it is to be; the catalog equals the store no more."""
+        if wanted == self.wanted():
+            return
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO kind VALUES (1, ?)", (wanted,))
+            self._db.execute("UPDATE run SET published = ''")
+
+    def choices(self) -> Choices:
+        """All of what the user said."""
+        return Choices(self.added(), self.kept_out(), self.labels())
+
+    def take_choices(self, choices: Choices | None) -> None:
+        """Remember what another store was told."""
+        if choices is not None:
+            self.choose(added=choices.added, kept_out=choices.kept_out)
+            self.give_labels(choices.labels)
+
+    def clear(self) -> None:
+        """Forget every file, but not what the user said, and whose index it is."""
+        with self._transaction():
+            self._db.execute("DELETE FROM item")
+            self._db.execute("DELETE FROM spare")
+            self._db.execute("UPDATE run SET published = ''")
+
+    def leave_out(self) -> int:
+        """Take what is kept out from among the seen files; how many those are."""
+        with self._explained():
+            return self._db.execute(
+                "DELETE FROM seen WHERE path IN (SELECT path FROM choice WHERE NOT wanted)"
+            ).rowcount
+
     # Items
 
     def content(self, hash: bytes) -> Content | None:
@@ -248,6 +359,16 @@ class Store:
                 (hash,),
             ).fetchone()
         return Content(*row) if row else None
+
+    def known(self, path: bytes) -> Item | None:
+        """What is remembered of a path; None where nothing is."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT path, size, mtime_ns, hash, label, error, reason, vector FROM item"
+                " WHERE path = ?",
+                (path,),
+            ).fetchone()
+        return Item(*row) if row else None
 
     def hash_of(self, path: bytes) -> bytes | None:
         """The remembered content hash of a path."""
@@ -291,6 +412,15 @@ class Store:
                 [(file.size, file.mtime_ns, file.path) for file in files],
             )
 
+    def forget(self, paths: Iterable[bytes]) -> None:
+        """Forget these files, usable or not."""
+        names = [(path,) for path in paths]
+        with self._transaction():
+            before = self._count("SELECT count(vector) FROM item")
+            self._db.executemany("DELETE FROM item WHERE path = ?", names)
+            if self._count("SELECT count(vector) FROM item") != before:
+                self._db.execute("UPDATE run SET published = ''")
+
     def forget_failures(self) -> None:
         """Forget what failed, so that it is tried again."""
         with self._transaction():
@@ -308,6 +438,46 @@ class Store:
         """How many files have a vector."""
         with self._explained():
             return self._count("SELECT count(vector) FROM item")
+
+    def count_failed(self) -> int:
+        """How many files are remembered as no usable pictures."""
+        with self._explained():
+            return self._count("SELECT count(error) FROM item")
+
+    def paths(self) -> Iterator[tuple[bytes, bytes, bool]]:
+        """Path, label and whether there is a vector, of every file, by id."""
+        with self._explained():
+            for path, label, usable in self._db.execute(
+                "SELECT path, label, vector IS NOT NULL FROM item ORDER BY id"
+            ):
+                yield path, label, bool(usable)
+
+    def items(self) -> Iterator[Item]:
+        """Everything that is remembered, by id."""
+        with self._explained():
+            for row in self._db.execute(
+                "SELECT path, size, mtime_ns, hash, label, error, reason, vector FROM item"
+                " ORDER BY id"
+            ):
+                yield Item(*row)
+
+    def check(self) -> str:
+        """What SQLite finds wrong with the file; empty where it is sound. Cost: reads it all."""
+        with self._explained():
+            (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        return "" if said == "ok" else str(said)
+
+    def shrink(self) -> None:
+        """Give back the room that forgotten files left in the file, and spare vectors with it.
+
+        Needs as much free disk as the store is long.
+        """
+        with self._transaction():
+            self._db.execute("DELETE FROM spare")
+        with self._explained():
+            self._db.execute("VACUUM")
+            # The file itself shrinks when the log is written back into it.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def rows(self, dim: int) -> Iterator[Row]:
         """What is to be published, by id.
@@ -333,7 +503,7 @@ class Store:
             self._db.execute("PRAGMA synchronous = FULL")
             # One transaction: a store exists whole or not at all.
             self._db.executescript(
-                f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+                f"BEGIN IMMEDIATE; {_TABLES} {_CHOICES} PRAGMA application_id = {APPLICATION_ID};"
                 f"PRAGMA user_version = {VERSION}; COMMIT;"
             )
             return
@@ -343,7 +513,14 @@ class Store:
                 facts="it is a database of another program",
                 hint="choose another name for the index: -o NAME.faiss",
             )
-        if version != VERSION:
+        if version == 1 and not self._read_only:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_CHOICES} PRAGMA user_version = {VERSION}; COMMIT;"
+            )
+        elif version == 1:
+            # Only looked into: the two tables are laid over it in memory.
+            self._db.executescript(_CHOICES.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+        elif version != VERSION:
             raise MismatchError(
                 f"{self.file} was written by another embedkit",
                 facts=f"it has version {version}, this embedkit reads {VERSION}",
@@ -362,6 +539,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        assert not self._read_only, "a store that is only read was to be written"
         with self._explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:

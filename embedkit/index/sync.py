@@ -1,16 +1,18 @@
 """Make an index true to a folder: only new pixels are embedded, renames are free, deletions leave.
 
 A killed or interrupted sync loses at most one batch: the old catalog stands, and the next sync goes
-on.
+on. What the user said about single files outlasts every sync: what was removed by hand stays out,
+what was added from elsewhere stays in.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,9 +22,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from embedkit.errors import DataError, ImageError, Interrupted, MismatchError, UsageError
-from embedkit.imaging import Limits, find_images, hash_file
+from embedkit.imaging import IMAGE_SUFFIXES, Limits, find_images, hash_file
 from embedkit.index.catalog import (
     Catalog,
+    Row,
     another_model,
     described,
     model_file,
@@ -30,10 +33,12 @@ from embedkit.index.catalog import (
     resolve_path,
     write_catalog,
 )
+from embedkit.index.choose import Building, Wanted
 from embedkit.index.file import is_faiss, manifest_digest
 from embedkit.index.store import (
     UNREADABLE,
     UNSETTLED,
+    Choices,
     Content,
     Item,
     Run,
@@ -46,7 +51,20 @@ from embedkit.index.store import (
 if TYPE_CHECKING:
     from embedkit.runtime import Embedded, ModelContract
 
-__all__ = ["FileEmbedder", "Progress", "SyncReport", "remembered_model", "sync_folder"]
+__all__ = [
+    "FileEmbedder",
+    "Progress",
+    "SyncReport",
+    "add_files",
+    "folder_label",
+    "is_walked",
+    "known_run",
+    "name_of",
+    "publish_store",
+    "remembered_model",
+    "remove_leftovers",
+    "sync_folder",
+]
 
 Progress = Callable[[int, int, int], None]
 """``progress(done, failed, total)``: that many more done, that many of them failed, of `total`."""
@@ -74,12 +92,13 @@ class SyncReport:
     """What a sync did; ``found == embedded + unchanged + moved + failed``, always.
 
     Attributes:
-        found: Pictures in the folder.
+        found: Pictures in the folder, and those that were added from elsewhere.
         embedded: New or changed ones that went through the model.
         unchanged: As they were.
         moved: Renamed ones and copies: content that was known under another name.
         failed: No usable pictures, now or remembered from before.
         removed: Pictures that left the index because their files are gone.
+        left_out: Pictures in the folder that were removed by hand; not among those found.
         failures: Every failed file of the folder and why, by name.
         count: Pictures in the published catalog.
         published: Whether a catalog was written; False where the old one was true already.
@@ -93,6 +112,7 @@ class SyncReport:
     moved: int
     failed: int
     removed: int
+    left_out: int
     failures: list[tuple[Path, ImageError]]
     count: int
     published: bool
@@ -110,14 +130,18 @@ def sync_folder(
     workers: int | None = None,
     rebuild: bool = False,
     retry: bool = False,
+    labels: Mapping[bytes, bytes] | None = None,
+    wanted: Wanted | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    building: Building | None = None,
 ) -> SyncReport:
     """Bring `index` and its store to what `folder` holds.
 
     A file whose size and time are as remembered is not opened; otherwise its content hash decides.
     What failed is remembered and tried again when the file changes; what could not be read at all
-    is tried by every sync.
+    is tried by every sync. What `remove_files` removed stays out. What `add_files` added from
+    elsewhere is followed like the folder, and is a failure, by name, while its file is gone.
 
     Args:
         folder: Searched at any depth.
@@ -126,11 +150,15 @@ def sync_folder(
         model: The model's file, remembered so that searching finds it.
         batch: Pictures per run of the model, and per commit.
         workers: Threads that decode and hash; None lets the embedder choose.
-        rebuild: Forget the store and embed everything again, with whatever model this is.
+        rebuild: Forget the store and embed everything again, with whatever model this is. What was
+            added, removed and labelled by hand is kept where it is the same folder's.
         retry: Try again what failed before.
+        labels: By name (`name_of`), in place of the first folder's name; kept for later syncs.
+        wanted: The kind of index; what it does not say stays as it was said before.
         dry_run: Count what would be done and write nothing; pictures not looked into count as
             embedded.
         progress: Called as the work goes on.
+        building: Called as the index is built from the vectors.
 
     Raises:
         DataError: No picture in the folder, or no usable one; the catalog that was there stands.
@@ -154,27 +182,171 @@ def sync_folder(
     file = store_path(index)
     try:
         if dry_run:
-            if not rebuild:
-                with Store(file if file.exists() else None, read_only=True) as store:
+            begun = file.exists() and not rebuild
+            with Store(file if begun else None, read_only=True) as store:
+                if rebuild:
+                    store.take_choices(_kept_choices(file, root))
+                else:
                     sync.check_owner(store)
-                    sync.look(store, retry=retry)
-            else:
-                with Store(None) as store:
-                    sync.look(store, retry=retry)
+                sync.look(store, retry=retry)
             return sync.report(started, published=False)
         with writer_lock(index):
-            _remove_leftovers(index, store=rebuild)
+            remove_leftovers(index)
+            choices = _kept_choices(file, root) if rebuild else None
+            if rebuild:
+                _begin_anew(file, choices)
             with Store(file) as store:
                 if not rebuild:
                     sync.check_owner(store)
                 if retry:
                     store.forget_failures()
+                if labels:
+                    store.give_labels(labels)
+                if wanted:
+                    store.want(wanted.over(Wanted.loads(store.wanted())).dumps())
                 sync.run(store, model)
+                return sync.report(started, published=sync.publish(store, building))
+    except KeyboardInterrupt as error:
+        raise _interrupted() from error
+
+
+def add_files(
+    index: Path,
+    paths: Sequence[Path],
+    embedder: FileEmbedder,
+    *,
+    label: str | None = None,
+    model: Path | None = None,
+    batch: int = 32,
+    workers: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> SyncReport:
+    """Put single files into an index, or back into it, without looking at the rest of its folder.
+
+    A file from outside the folder is remembered under its full path and belongs to the index until
+    `remove_files` takes it out; every sync looks whether it changed. One that is no usable picture
+    is not remembered. Killed or interrupted, the next sync goes on.
+
+    Args:
+        index: A catalog that has its store.
+        paths: Files, or folders for the pictures that are in them now.
+        embedder: Of the index's own model.
+        label: Of all of them. None: inside the folder as a sync gives it; elsewhere the first
+            folder below the one that was given, else that folder's own name.
+        model: As for `sync_folder`.
+        batch: As for `sync_folder`.
+        workers: As for `sync_folder`.
+        dry_run: Count what would be done and write nothing.
+        progress: Called as the work goes on.
+
+    Returns:
+        Counts of these files alone; `SyncReport.count` is that of the whole index.
+
+    Raises:
+        UsageError: A path is not there, or no file; nothing is changed.
+        MismatchError: Another model, no store, or a damaged one.
+        EmbedKitError: Something cannot be written, or another process is writing this index.
+        Interrupted: Ctrl-C; what was embedded is kept.
+    """
+    started = time.monotonic()
+    index = Path(os.path.realpath(index))
+    file, root = store_path(index), resolve_path(known_run(index).root, index.parent)
+    named = _labelled(paths, root, label)
+    sync = _Sync(root, index, embedder, batch, workers, progress, only=list(named))
+    labels = {name: os.fsencode(text) for name, text in named.items() if text is not None}
+    try:
+        if dry_run:
+            with Store(file, read_only=True) as store:
+                sync.check_owner(store)
+                sync.look(store, retry=False)
+            return sync.report(started, published=False)
+        with writer_lock(index):
+            remove_leftovers(index)
+            with Store(file) as store:
+                sync.check_owner(store)
+                before = set(store.added())
+                strangers = [name for name in named if not is_walked(name)]
+                store.choose(added=strangers, neither=named)
+                store.give_labels(labels)
+                sync.run(store, model)
+                failed = [name for name, _, _ in store.failures()]
+                useless = {name for name in failed if not is_walked(name)} - before
+                store.choose(neither=useless)
+                store.forget(useless)
                 return sync.report(started, published=sync.publish(store))
     except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted; what was embedded is kept", hint="run the same command again to go on"
-        ) from error
+        raise _interrupted() from error
+
+
+def name_of(path: Path, root: Path) -> bytes:
+    """How an index calls a file: relative to its root, in full where the file lies elsewhere.
+
+    Links among its folders are resolved, as `root` has to be; the file itself may be a link.
+    """
+    real = Path(os.path.realpath(path.parent)) / path.name
+    return os.fsencode(real.relative_to(root) if real.is_relative_to(root) else real)
+
+
+def known_run(index: Path) -> Run:
+    """What an index was built from, by its store.
+
+    Raises:
+        UsageError: There is no such index.
+        MismatchError: Its store is gone or damaged: it can be searched, but not changed.
+    """
+    file = store_path(index)
+    if file.exists():
+        with Store(file, read_only=True) as store:
+            run = store.run()
+        if run is not None:
+            return run
+    catalog = Catalog.open(index, mmap=True)
+    folder = "FOLDER" if catalog.root is None else shlex.quote(str(catalog.root))
+    raise MismatchError(
+        f"the store of {index.name} is gone, and without it the index cannot be changed",
+        facts=f"there is no {file}",
+        hint=f"make it again: embedkit index {folder} -o {shlex.quote(str(index))}",
+    )
+
+
+class _Rows:
+    """What is to be published, from the store anew each time it is gone through."""
+
+    def __init__(self, store: Store, dim: int) -> None:
+        self._store, self._dim = store, dim
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._store.rows(self._dim)
+
+
+def publish_store(store: Store, index: Path, building: Building | None = None) -> bool:
+    """Write the catalog that equals the store, unless it is there and whole; whether it was not.
+
+    Its kind is what the store was told: `Store.want`.
+
+    Raises:
+        DataError: No file of the store has a vector; the catalog that was there stands.
+        EmbedKitError: It cannot be written.
+    """
+    from embedkit.runtime import ModelContract
+
+    run = store.run()
+    assert run is not None, "a store that is published knows what it was built from"
+    if run.published and run.published == manifest_digest(index):
+        return False
+    contract = ModelContract.loads(run.contract)
+    write_catalog(
+        index,
+        _Rows(store, contract.embedding_dim),
+        contract=contract,
+        root=resolve_path(run.root, index.parent),
+        model=resolve_path(run.model, index.parent) if run.model else None,
+        wanted=Wanted.loads(store.wanted()),
+        building=building,
+    )
+    store.set_published(manifest_digest(index))
+    return True
 
 
 def remembered_model(index: Path) -> Path | None:
@@ -225,6 +397,8 @@ class _Sync:
         batch: int,
         workers: int | None,
         progress: Progress | None,
+        *,
+        only: list[bytes] | None = None,
     ) -> None:
         self._root = root
         self._index = index
@@ -232,10 +406,12 @@ class _Sync:
         self._batch = batch
         self._workers = workers
         self._progress = progress
+        self._only = only
+        self._labels: dict[bytes, bytes] = {}
         self._walked_at = 0
         self._total = 0
         self._found = self._embedded = self._unchanged = self._moved = self._failed = 0
-        self._removed = self._count = 0
+        self._removed = self._left_out = self._count = 0
         self._embed_seconds = 0.0
         self._failures: dict[bytes, ImageError] = {}
         self._waiting: list[Item] = []
@@ -297,13 +473,17 @@ class _Sync:
                 self._embedded += 1
                 if file.hash is not None:
                     met.add(file.hash)
-        self._removed = store.count_gone()
-        self._count = self._found - self._failed
+        if self._only is None:
+            self._removed = store.count_gone()
+            self._count = self._found - self._failed
+        else:
+            self._count = store.count_usable()
 
     def run(self, store: Store, model: Path | None) -> None:
         """Bring the store to what the folder holds."""
         self._walk(store)
         self._set_run(store, model)
+        self._labels = store.labels()
         try:
             for chunk in self._chunks(store):
                 self._take(store, chunk)
@@ -311,34 +491,27 @@ class _Sync:
             self._commit(store)
             raise
         self._commit(store)
-        self._removed = store.count_gone()
-        store.remove_gone()
+        if self._only is None:
+            self._removed = store.count_gone()
+            store.remove_gone()
         self._count = store.count_usable()
         self._read_failures(store)
 
-    def publish(self, store: Store) -> bool:
+    def publish(self, store: Store, building: Building | None = None) -> bool:
         """Write the catalog, unless the one that is there equals the store and is whole."""
-        run = store.run()
-        assert run is not None, "run() remembers it"
         if self._count == 0:
+            if not self._failures:
+                raise DataError(
+                    f"every picture in {self._root} was removed by hand",
+                    hint="embedkit index add INDEX PATHS takes them back",
+                )
             name, error = next(iter(self._failures.items()))
             raise DataError(
                 f"no picture in {self._root} is usable",
                 facts=f"{self._found:,} looked at; the first: {os.fsdecode(name)}: {error.reason}",
                 hint="embedkit index FOLDER, with a folder that holds pictures",
             )
-        if run.published and run.published == manifest_digest(self._index):
-            return False
-        contract = self._embedder.contract
-        write_catalog(
-            self._index,
-            store.rows(contract.embedding_dim),
-            contract=contract,
-            root=self._root,
-            model=resolve_path(run.model, self._index.parent) if run.model else None,
-        )
-        store.set_published(manifest_digest(self._index))
-        return True
+        return publish_store(store, self._index, building)
 
     def report(self, started: float, *, published: bool) -> SyncReport:
         parts = self._embedded + self._unchanged + self._moved + self._failed
@@ -350,6 +523,7 @@ class _Sync:
             moved=self._moved,
             failed=self._failed,
             removed=self._removed,
+            left_out=self._left_out,
             failures=[(self._path(name), error) for name, error in sorted(self._failures.items())],
             count=self._count,
             published=published,
@@ -359,14 +533,23 @@ class _Sync:
 
     def _walk(self, store: Store) -> None:
         self._walked_at = time.time_ns()
-        self._found = store.see(self._seen())
+        self._found = store.see(self._seen(store.added()))
+        if self._only is None:
+            self._left_out = store.leave_out()
+            self._found -= self._left_out
         self._unchanged, self._failed = store.settled()
         self._total = self._found - self._unchanged - self._failed
 
-    def _seen(self) -> Iterator[Seen]:
-        for path in find_images(self._root):
-            name = os.fsencode(path.relative_to(self._root))
-            yield Seen(name, *_stamp(path))
+    def _seen(self, added: list[bytes]) -> Iterator[Seen]:
+        if self._only is None:
+            for path in find_images(self._root):
+                name = os.fsencode(path.relative_to(self._root))
+                yield Seen(name, *_stamp(path))
+        for name in added if self._only is None else self._only:
+            path = self._path(name)
+            # The folder may have come to hold what was added when it lay elsewhere.
+            if self._only is not None or not is_walked(name_of(path, self._root)):
+                yield Seen(name, *_stamp(path))
 
     def _set_run(self, store: Store, model: Path | None) -> None:
         here = self._index.parent
@@ -482,7 +665,7 @@ class _Sync:
                 size=seen.size,
                 mtime_ns=mtime,
                 hash=file.hash if steady and known.error != UNREADABLE else None,
-                label=seen.path.split(b"/")[0] if b"/" in seen.path else b"",
+                label=self._labels.get(seen.path, folder_label(seen.path)),
                 error=known.error,
                 reason=known.reason,
                 vector=known.vector,
@@ -547,12 +730,75 @@ def _check_target(index: Path) -> None:
         )
 
 
-def _remove_leftovers(index: Path, *, store: bool) -> None:
-    """Remove what a killed process left unfinished and, where wanted, the store."""
+def remove_leftovers(index: Path) -> None:
+    """Remove what a killed process left unfinished. Only while `writer_lock` is held."""
     for file in list(index.parent.iterdir()):
         if file.name.startswith(f"{index.name}.tmp."):
             file.unlink(missing_ok=True)
-    if store:
-        file = store_path(index)
-        for end in ("", "-wal", "-shm", "-journal"):
-            file.with_name(file.name + end).unlink(missing_ok=True)
+
+
+def _kept_choices(file: Path, root: Path) -> Choices | None:
+    """What the user said about single files of this folder; None where there is nothing to keep."""
+    if not file.exists():
+        return None
+    try:
+        with Store(file, read_only=True) as store:
+            run = store.run()
+            if run is None:
+                return None
+            was = resolve_path(run.root, file.parent)
+            return store.choices() if was == root or not was.is_dir() else None
+    except MismatchError:
+        return None  # damaged, or of another version: a rebuild is the way out of that
+
+
+def _begin_anew(file: Path, choices: Choices | None) -> None:
+    """Empty the store, in one transaction where it can be read, so that no choice is lost."""
+    if choices is not None:
+        with Store(file) as store:
+            store.clear()
+        return
+    for end in ("", "-wal", "-shm", "-journal"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted(
+        "interrupted; what was embedded is kept", hint="run the same command again to go on"
+    )
+
+
+def is_walked(name: bytes) -> bool:
+    """Whether a walk of the root meets a file of this name."""
+    return not name.startswith(b"/") and Path(os.fsdecode(name)).suffix.lower() in IMAGE_SUFFIXES
+
+
+def folder_label(name: bytes) -> bytes:
+    """The first folder below the root; empty at its top."""
+    return name.split(b"/")[0] if b"/" in name else b""
+
+
+def _labelled(paths: Sequence[Path], root: Path, label: str | None) -> dict[bytes, str | None]:
+    """Every file that is meant, by name, with its label; None: the one a sync would give."""
+    named: dict[bytes, str | None] = {}
+    for given in paths:
+        if given.is_dir():
+            folder = Path(os.path.realpath(given))
+            found = [(file, file.relative_to(folder).parts) for file in find_images(folder)]
+            if not found:
+                raise UsageError(f"there is no picture in {given}")
+        elif given.is_file():
+            folder = Path(os.path.realpath(given.parent))
+            found = [(folder / given.name, (given.name,))]
+        else:
+            raise UsageError(
+                f"{str(given)!r} cannot be added",
+                facts="it is no file" if os.path.lexists(given) else "there is no such file",
+            )
+        for file, parts in found:
+            name = name_of(file, root)
+            own = None if is_walked(name) else parts[0] if len(parts) > 1 else folder.name
+            named.setdefault(name, label or own)
+    if not named:
+        raise UsageError("nothing was named to be added", hint="embedkit index add INDEX PATHS")
+    return named

@@ -289,7 +289,10 @@ def test_here_is_indexed_where_there_is_no_catalog(place: Path, run: Any) -> Non
 def test_the_json_document_is_complete(place: Path, run: Any) -> None:
     run("index")
     document = run("search", "query.png", "-k", 2, "--json").json()
-    assert set(document) == {"schema", "model", "index", "elapsed_ms", "results", "failed"}
+    assert set(document) == {
+        *("schema", "model", "index", "indexes", "elapsed_ms", "results", "failed"),
+        *("thresholds", "min_score", "rerank"),
+    }
     assert document["schema"] == "embedkit.search/1"
     assert document["index"]["path"] == "catalog.faiss"
     assert (document["index"]["count"], document["index"]["dim"]) == (8, 8)
@@ -298,7 +301,7 @@ def test_the_json_document_is_complete(place: Path, run: Any) -> None:
     (result,) = document["results"]
     assert result["query"] == "query.png"
     first, second = result["hits"]
-    assert set(first) == {"rank", "score", "id", "path", "label"}
+    assert set(first) == {"rank", "score", "verdict", "id", "path", "label"}
     assert (first["rank"], first["path"], first["label"]) == (1, "catalog/class1/5.png", "class1")
     assert first["score"] >= second["score"]
 

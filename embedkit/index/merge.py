@@ -1,0 +1,190 @@
+"""Shards made by the same model become one catalog, with one store, and no picture twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from embedkit.atomic import sync_folder
+from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
+from embedkit.index.catalog import described, portable_path, resolve_path
+from embedkit.index.store import Choices, Item, Run, Store, store_path, writer_lock
+from embedkit.index.sync import (
+    folder_label,
+    is_walked,
+    known_run,
+    publish_store,
+    remove_leftovers,
+)
+
+__all__ = ["Merged", "merge_indexes"]
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_indexes` did; ``sum(parts) == count + duplicates`` and the same for failures.
+
+    Attributes:
+        parts: Pictures in each shard, in the order they were named.
+        count: Pictures in the merged catalog.
+        duplicates: Pictures left out because an earlier shard has the same file.
+        differing: Of the duplicates those whose content differed: one shard was older.
+        failures: Files remembered as no usable pictures.
+        root: The folder of the merged catalog: that of the shards, or the one they share.
+    """
+
+    parts: list[int]
+    count: int
+    duplicates: int
+    differing: int
+    failures: int
+    root: Path
+
+
+def merge_indexes(out: Path, indexes: Sequence[Path], *, dry_run: bool = False) -> Merged:
+    """Make one index of several, which stay as they are.
+
+    The shards' stores are put together, so the merged index can be synced, edited and verified like
+    any other, and nothing is embedded. Shards of one folder keep it; otherwise the root is the
+    folder that all of theirs share, and the labels stay what they were. Of a file that several
+    shards have, a vector counts more than a failure, and then the shard named first, which also
+    says what kind of index it is to be.
+
+    Args:
+        out: The new catalog; must not be there.
+        indexes: At least one catalog with its store.
+        dry_run: Count and write nothing.
+
+    Raises:
+        UsageError: `out` is there already, or a shard is named twice.
+        MismatchError: Shards of different models; a shard without its store, or a damaged one.
+        DataError: The shards hold no usable picture.
+        EmbedKitError: Something cannot be written, or another process is writing one of them.
+
+    Cost: one pass over the stores. Memory: 4 N D bytes while the catalog is written, and the names.
+    """
+    out = Path(os.path.realpath(out))
+    shards = [Path(os.path.realpath(index)) for index in indexes]
+    if not shards:
+        raise UsageError("nothing was named to be merged", hint="embedkit index merge OUT INDEX...")
+    twice = next((one for at, one in enumerate(shards) if one in shards[:at]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} was named twice")
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent}")
+    runs = [known_run(shard) for shard in shards]
+    for shard, run in zip(shards[1:], runs[1:], strict=True):
+        if run.fingerprint != runs[0].fingerprint:
+            raise _different(shards[0], runs[0], shard, run)
+    roots = [resolve_path(run.root, at.parent) for at, run in zip(shards, runs, strict=True)]
+    root = roots[0] if len(set(roots)) == 1 else Path(os.path.commonpath(roots))
+    with ExitStack() as open_:
+        if not dry_run:
+            open_.enter_context(writer_lock(out))
+            remove_leftovers(out)
+        _check_free(out)
+        stores = [open_.enter_context(Store(store_path(shard), read_only=True)) for shard in shards]
+        if dry_run:
+            with Store(None) as merged:
+                return _fill(merged, list(zip(stores, roots, strict=True)), root, keep=False)
+        # Under this name it counts as a leftover until it is whole.
+        unfinished = out.with_name(f"{out.name}.tmp.{os.getpid()}.store")
+        try:
+            with Store(unfinished) as merged:
+                merged.set_run(_run(runs[0], shards[0].parent, root, out.parent))
+                merged.want(stores[0].wanted())
+                report = _fill(merged, list(zip(stores, roots, strict=True)), root, keep=True)
+            unfinished.replace(store_path(out))
+            sync_folder(out.parent)
+        except OSError as error:
+            raise EmbedKitError(f"{store_path(out)} cannot be written", facts=str(error)) from error
+        finally:
+            for end in ("", "-wal", "-shm"):
+                unfinished.with_name(unfinished.name + end).unlink(missing_ok=True)
+        with Store(store_path(out)) as merged:
+            publish_store(merged, out)
+        return report
+
+
+def _fill(merged: Store, shards: list[tuple[Store, Path]], root: Path, *, keep: bool) -> Merged:
+    """Take in every shard; without `keep` only what has to be counted."""
+    parts: list[int] = []
+    duplicates = differing = 0
+    for store, own in shards:
+        parts.append(0)
+        items = (item._replace(path=_moved(item.path, own, root)) for item in store.items())
+        while block := list(islice(items, _BLOCK)):
+            parts[-1] += sum(item.vector is not None for item in block)
+            new: list[Item] = []
+            for item in block:
+                there = merged.known(item.path)
+                if there is None or (there.vector is None and item.vector is not None):
+                    new.append(item if keep else item._replace(vector=item.vector and b"."))
+                elif item.vector is not None:
+                    duplicates += 1
+                    differing += there.hash != item.hash
+            merged.put(new)
+            merged.give_labels(
+                {item.path: item.label for item in new if item.label != folder_label(item.path)}
+            )
+    for store, own in shards:
+        _take_choices(merged, store.choices(), own, root)
+    count = merged.count_usable()
+    if count == 0:
+        raise DataError("there is no usable picture in these indexes")
+    return Merged(parts, count, duplicates, differing, merged.count_failed(), root)
+
+
+def _take_choices(merged: Store, choices: Choices, own: Path, root: Path) -> None:
+    """What the user said of a shard, where it still means something in the whole."""
+    added = [_moved(name, own, root) for name in choices.added]
+    kept_out = [_moved(name, own, root) for name in choices.kept_out]
+    merged.choose(
+        added=(name for name in added if not is_walked(name)),
+        kept_out=(name for name in kept_out if merged.known(name) is None),
+    )
+    merged.give_labels({_moved(n, own, root): label for n, label in choices.labels.items()})
+
+
+def _moved(name: bytes, own: Path, root: Path) -> bytes:
+    """A shard's name for a file, as the merged index calls it."""
+    if own == root and not name.startswith(b"/"):
+        return name
+    full = os.path.join(os.fsencode(own), name)  # noqa: PTH118 - bytes
+    start = os.fsencode(root).rstrip(b"/") + b"/"
+    return full[len(start) :] if full.startswith(start) else full
+
+
+def _run(run: Run, was: Path, root: Path, here: Path) -> Run:
+    """The first shard's run, as a file in `here` remembers it."""
+    model = portable_path(resolve_path(run.model, was), here) if run.model else None
+    return replace(run, root=portable_path(root, here), model=model, published="")
+
+
+def _check_free(out: Path) -> None:
+    for file in (out, store_path(out)):
+        if file.exists():
+            raise UsageError(
+                f"{file} is there already",
+                hint="choose another name for the merged index"
+                + ("" if file == out else f", or finish it: embedkit index compact {out}"),
+            )
+
+
+def _different(one: Path, own: Run, other: Path, its: Run) -> MismatchError:
+    folder = shlex.quote(str(resolve_path(its.root, other.parent)))
+    return MismatchError(
+        f"{one.name} and {other.name} were made by different models",
+        facts=f"{one.name}: {described(own.fingerprint, json.loads(own.contract))}\n"
+        f"{other.name}: {described(its.fingerprint, json.loads(its.contract))}",
+        hint="embed one of them again: "
+        f"embedkit index {folder} -o {shlex.quote(str(other))} --rebuild --model FILE",
+    )
