@@ -15,6 +15,8 @@ LIGHT = [
     "embedkit.evaluate",
     "embedkit.runtime",
     "embedkit.runtime.backends.onnxruntime",
+    "embedkit.runtime.backends.tensorrt",
+    "embedkit.export.tensorrt",  # a machine that only deploys builds its own engine
     "embedkit.index",
     "embedkit.report",
     "embedkit.cli.main",

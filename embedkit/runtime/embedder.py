@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import shlex
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,25 +16,30 @@ from embedkit.errors import (
     EmbedKitError,
     ImageError,
     MismatchError,
-    MissingError,
     UnknownNameError,
     UsageError,
 )
 from embedkit.imaging import Pixels, read_pixels
 from embedkit.runtime.backends.base import Backend, Vectors
 from embedkit.runtime.contract import ModelContract
+from embedkit.runtime.engine_file import read_engine
 from embedkit.runtime.pipeline import Embedded, Row, embed_stream
 
-__all__ = ["Embedder", "Picture", "read_contract"]
+__all__ = ["BACKENDS", "Embedder", "Picture", "read_contract"]
 
 Picture = Path | str | Image.Image | npt.NDArray[np.uint8]
 """A file, or a decoded picture; an array is ``(H, W, 3)`` RGB or ``(H, W)`` grey, uint8."""
+
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt")
+"""What `Embedder.load` takes as its backend."""
 
 _BATCH = 32
 
 
 class Embedder:
     """A loaded model: pictures in, vectors out. Get one from `load`; use it in a ``with``.
+
+    Several threads may use one at once; `close` it when all have ended.
 
     Vectors are unit rows where ``contract.normalizes`` says so. The vector of a picture depends on
     the batch it ran in by the rounding of float32 only (measured: below 1e-6 per number).
@@ -54,14 +59,18 @@ class Embedder:
         device: str = "auto",
         backend: str = "auto",
         threads: int = 0,
+        check: bool = True,
     ) -> Embedder:
         """The model in a file, ready, its self-test passed.
 
         Args:
-            path: An ``.onnx`` that ``embedkit export`` wrote.
+            path: An ``.onnx`` or ``.engine`` that ``embedkit export`` wrote.
             device: ``cpu``, ``cuda``, ``cuda:N``; ``auto`` takes CUDA where it works.
-            backend: ``onnxruntime``; ``auto`` goes by the file's ending.
+            backend: ``auto`` goes by the file's ending. ``onnxruntime``; ``onnxruntime-tensorrt``
+                builds and keeps an engine of its own for an ``.onnx``; ``tensorrt`` runs an
+                ``.engine``, for an ``.onnx`` the one beside it.
             threads: Of the CPU, for the model; 0: one per core.
+            check: False hands out a model that fails its self-test too, to be looked at.
 
         Raises:
             UsageError: There is no such file, device or backend.
@@ -69,17 +78,18 @@ class Embedder:
                 exported.
             MissingError: A device or package that was asked for is not there.
         """
-        embedder = cls(_load_backend(Path(path), device, backend, threads))
-        test = embedder.contract.self_test
-        cosine = 1.0 if test is None else embedder.self_test()
-        if test is not None and cosine < test.min_cosine:
-            embedder.close()
-            raise MismatchError(
-                f"the model {str(path)!r} does not give the vectors it was exported with",
-                facts=f"on {embedder.device} its self-test has cosine {cosine:.4f}, at least "
-                f"{test.min_cosine} is promised",
-                hint="copy or export the file again; if that does not help, try another device",
-            )
+        with contextlib.ExitStack() as undo:
+            embedder = undo.enter_context(cls(_load_backend(Path(path), device, backend, threads)))
+            test = embedder.contract.self_test
+            cosine = embedder.self_test() if check and test is not None else 1.0
+            if test is not None and cosine < test.min_cosine:
+                raise MismatchError(
+                    f"the model {str(path)!r} does not give the vectors it was exported with",
+                    facts=f"on {embedder.device} its self-test has cosine {cosine:.4f}, at least "
+                    f"{test.min_cosine} is promised",
+                    hint="copy or export the file again; if that does not help, try another device",
+                )
+            undo.pop_all()
         return embedder
 
     @property
@@ -213,42 +223,47 @@ def read_contract(path: Path) -> ModelContract:
         MismatchError: It carries no contract, or a damaged one.
     """
     if path.suffix == ".engine":
-        return _read_sidecar(path)
+        return read_engine(path)[1]
     from embedkit.runtime.backends.onnxruntime import read_onnx_contract
 
     return read_onnx_contract(path)
 
 
-def _read_sidecar(engine: Path) -> ModelContract:
-    sidecar = engine.with_name(f"{engine.name}.json")
-    try:
-        document = json.loads(sidecar.read_text(encoding="utf-8"))["contract"]
-    except OSError as error:
-        raise UsageError(
-            f"the engine's description {str(sidecar)!r} cannot be read", facts=error.strerror
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MismatchError(
-            f"the engine's description {str(sidecar)!r} is damaged",
-            facts=f"{type(error).__name__}: {error}",
-            hint="build the engine again with: embedkit export --trt",
-        ) from error
-    return ModelContract.loads(json.dumps(document))
-
-
 def _load_backend(path: Path, device: str, backend: str, threads: int) -> Backend:
-    if backend not in ("auto", "onnxruntime", "tensorrt"):
-        raise UnknownNameError("backend", backend, ["auto", "onnxruntime", "tensorrt"])
-    if backend == "tensorrt" or (backend == "auto" and path.suffix == ".engine"):
-        raise MissingError(
-            "this embedkit runs ONNX files only",
-            facts="a TensorRT engine is run by NVIDIA's own runtime for now",
-            hint=f"use the ONNX file it was built from: {path.with_suffix('.onnx')}",
-        )
+    if backend not in BACKENDS:
+        raise UnknownNameError("backend", backend, BACKENDS)
+    engine = path.suffix == ".engine"
+    if backend == "auto":
+        backend = "tensorrt" if engine else "onnxruntime"
     # Imported here, so that `import embedkit` does not pay for an engine.
+    if backend == "tensorrt":
+        from embedkit.runtime.backends.tensorrt import TensorRTBackend
+
+        if engine:
+            return TensorRTBackend(path, device=device)
+        return TensorRTBackend(_engine_beside(path), device=device, onnx=path)
+    if engine:
+        raise UsageError(
+            f"{backend} runs ONNX files, and {str(path)!r} is a TensorRT engine",
+            hint="leave --backend out, or take the ONNX file it was built from: "
+            f"{path.with_suffix('.onnx')}",
+        )
     from embedkit.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(path, device=device, threads=threads)
+    return OnnxRuntimeBackend(
+        path, device=device, threads=threads, tensorrt=backend == "onnxruntime-tensorrt"
+    )
+
+
+def _engine_beside(onnx: Path) -> Path:
+    engine = onnx.with_suffix(".engine")
+    if not engine.is_file():
+        raise UsageError(
+            f"there is no TensorRT engine of {str(onnx)!r}",
+            facts=f"it would be {engine}",
+            hint=f"embedkit export {shlex.quote(str(onnx))} --trt",
+        )
+    return engine
 
 
 def _readable(picture: Picture) -> Path | Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from embedkit.errors import (
     EmbedKitError,
     ImageError,
     MismatchError,
-    MissingError,
     UnknownNameError,
     UsageError,
 )
@@ -32,6 +30,7 @@ from embedkit.runtime import (
     Vectors,
     read_contract,
 )
+from tests.runtime.fake_nvidia import write_engine
 from tests.tiny_model import tiny_contract, tiny_graph, tiny_vectors, write_tiny_model
 
 
@@ -274,15 +273,6 @@ def test_vectors_that_cannot_be_used_never_get_out(vectors: Vectors) -> None:
 # --- choosing -----------------------------------------------------------------------------------
 
 
-def test_an_engine_is_refused_with_the_onnx_file_to_take_instead(tmp_path: Path) -> None:
-    (tmp_path / "m.engine").write_bytes(b"engine")
-    for backend in ("auto", "tensorrt"):
-        with pytest.raises(MissingError, match="ONNX files only") as caught:
-            Embedder.load(tmp_path / "m.engine", backend=backend)
-        assert caught.value.hint is not None
-        assert str(tmp_path / "m.onnx") in caught.value.hint
-
-
 def test_an_unknown_backend_is_named_with_the_known(model: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime'"):
         Embedder.load(model, backend="onnxruntim")
@@ -290,19 +280,13 @@ def test_an_unknown_backend_is_named_with_the_known(model: Path) -> None:
 
 
 def test_an_engines_contract_is_read_from_beside_it(tmp_path: Path) -> None:
-    engine, sidecar = tmp_path / "m.engine", tmp_path / "m.engine.json"
-    contract = tiny_contract()
-    sidecar.write_text(json.dumps({"contract": json.loads(contract.dumps()), "gpu": "sm89"}))
-    assert read_contract(engine) == contract
-    for text in ("{}", "[]", "{", "5", "\xff"):
-        sidecar.write_text(text, encoding="latin-1")
-        with pytest.raises(MismatchError, match="damaged"):
-            read_contract(engine)
-    sidecar.write_text(json.dumps({"contract": 5}))
-    with pytest.raises(MismatchError):
+    engine, contract = tmp_path / "m.engine", tiny_contract()
+    with pytest.raises(UsageError, match="no engine"):
         read_contract(engine)
-    sidecar.unlink()
-    with pytest.raises(UsageError, match="cannot be read"):
+    write_engine(engine, contract)
+    assert read_contract(engine) == contract
+    write_engine(engine, contract, schema="embedkit.engine/0")
+    with pytest.raises(MismatchError):
         read_contract(engine)
 
 

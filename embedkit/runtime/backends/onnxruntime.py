@@ -7,6 +7,7 @@ place where external data may lie, as plain ONNX, without compiled blobs or oper
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import logging
@@ -23,9 +24,15 @@ from embedkit.errors import (
     MissingExtraError,
     UsageError,
 )
+from embedkit.floors import require
 from embedkit.imaging.preprocess import Pixels
 from embedkit.runtime.backends.base import Vectors
+from embedkit.runtime.backends.cuda import gpu_number
+from embedkit.runtime.backends.tensorrt import import_tensorrt
 from embedkit.runtime.contract import CONTRACT_KEY, ModelContract
+from embedkit.runtime.engine_file import PLAIN
+from embedkit.runtime.private_folder import private_folder
+from embedkit.runtime.seal import check_seal
 
 try:
     import onnxruntime as ort
@@ -36,8 +43,12 @@ except ImportError as error:
 
 __all__ = ["OnnxRuntimeBackend", "read_onnx_contract"]
 
+require("onnxruntime", ort.__version__)
+
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_TENSORRT_BATCH = (1, 8, 32)  # least, usual, largest
 _EXPORT_AGAIN = "export the model again with: embedkit export"
 
 _log = logging.getLogger("embedkit")
@@ -50,25 +61,34 @@ class OnnxRuntimeBackend:
         path: The ``.onnx`` file, all in one.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is there and works.
         threads: Of the CPU; 0 leaves the choice to ONNX Runtime (one per core).
+        tensorrt: Run all of it through ONNX Runtime's TensorRT provider, which builds an engine on
+            first use and keeps it in the user's cache folder. Batches above 32 are split. Run on
+            hardware: untested.
 
     Raises:
         UsageError: There is no such file, or no such device name.
         MismatchError: The file is damaged, no ONNX, not self-contained, carries no contract, or
             does not do what its contract says.
-        MissingError: CUDA was asked for and cannot be used, or two onnxruntime packages overwrite
-            each other.
+        MissingError: CUDA or TensorRT was asked for and cannot be used, or two onnxruntime packages
+            overwrite each other.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, path: Path, *, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "auto", threads: int = 0, tensorrt: bool = False
+    ) -> None:
         _refuse_two_packages()
         if threads < 0:
             raise UsageError(f"threads must not be negative, got {threads}")
-        number = _cuda_number(device)
+        self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
+        self._largest: int | None = None
+        number = gpu_number(device) if tensorrt else _cuda_number(device)
         data = _read_model(path)
         session: Any = None
-        if number is not None:
+        if tensorrt:
+            session = _tensorrt_session(path, data, number or 0, threads)
+            self.device = f"cuda:{number}"
+            self._largest = _TENSORRT_BATCH[-1]
+        elif number is not None:
             try:
                 session = _cuda_session(path, data, number, threads)
                 self.device = f"cuda:{number}"
@@ -92,6 +112,15 @@ class OnnxRuntimeBackend:
         """
         if self._session is None:
             raise EmbedKitError("this model was closed and cannot run any more")
+        step = self._largest or len(pixels)
+        parts = [self._run(pixels[at : at + step]) for at in range(0, len(pixels), step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def close(self) -> None:
+        """Give back the session's memory; calling it twice is harmless."""
+        self._session = None
+
+    def _run(self, pixels: Pixels) -> Vectors:
         names = self.contract.output_name, self.contract.input_name
         try:
             (vectors,) = self._session.run([names[0]], {names[1]: pixels})
@@ -102,10 +131,6 @@ class OnnxRuntimeBackend:
                 hint="try a smaller batch" if len(pixels) > 1 else None,
             ) from error
         return np.asarray(vectors, dtype=np.float32)
-
-    def close(self) -> None:
-        """Give back the session's memory; calling it twice is harmless."""
-        self._session = None
 
 
 def read_onnx_contract(path: Path) -> ModelContract:
@@ -160,6 +185,7 @@ def _read_model(path: Path) -> bytes:
             facts="it holds a compiled blob (EPContext), which would run unchecked",
             hint=_EXPORT_AGAIN,
         )
+    check_seal(str(path), data)
     return data
 
 
@@ -195,6 +221,53 @@ def _cuda_session(path: Path, data: bytes, number: int, threads: int) -> Any:
     return session
 
 
+def _tensorrt_session(path: Path, data: bytes, number: int, threads: int) -> Any:
+    """A session that runs all of the model on TensorRT and gave one result there."""
+    if _TENSORRT not in ort.get_available_providers():
+        raise MissingError(
+            "TensorRT was asked for, and this onnxruntime cannot use it",
+            facts=f"onnxruntime {ort.__version__} offers: "
+            f"{', '.join(ort.get_available_providers())}",
+            hint='pip uninstall -y onnxruntime && pip install "embedkit[gpu,trt]"',
+        )
+    session = _session(path, data, [_CPU], threads, optimize=False)
+    contract = _contract(path, session)
+    _check_graph(path, session, contract)
+    import_tensorrt(PLAIN)  # brings NVIDIA's libraries into the process, where pip installed them
+    folder = str(private_folder(f"onnxruntime-tensorrt/{hashlib.sha256(data).hexdigest()[:16]}"))
+    options = {
+        "device_id": str(number),
+        # Precision is what the graph says: nothing is reduced behind the user's back.
+        "trt_fp16_enable": "False",
+        "trt_int8_enable": str(contract.precision == "int8"),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+    }
+    side = contract.preprocess
+    for kind, size in zip(("min", "opt", "max"), _TENSORRT_BATCH, strict=True):
+        shape = f"{contract.input_name}:{size}x{side.height}x{side.width}x3"
+        options[f"trt_profile_{kind}_shapes"] = shape
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints, and stdout is for answers
+        ort.preload_dlls()
+    try:
+        session = _session(path, data, [(_TENSORRT, options)], threads, only_these=True)
+        used = session.get_providers()
+        trouble = None if used[0] == _TENSORRT else f"it would have run on: {', '.join(used)}"
+    except MismatchError as error:
+        trouble = error.facts
+    if trouble is not None:
+        raise MissingError(
+            f"ONNX Runtime cannot run this model on TensorRT on CUDA device {number}",
+            facts="\n".join(filter(None, [trouble, said.getvalue().strip()])),
+            hint="see that nvidia-smi shows the device, or run it with --backend onnxruntime",
+        )
+    _try_once(session, number)
+    return session
+
+
 def _try_once(session: Any, number: int) -> None:
     """Run one black picture: a GPU that is too old or full fails here and not later."""
     (pixels,) = session.get_inputs()[:1]
@@ -212,7 +285,13 @@ def _try_once(session: Any, number: int) -> None:
 
 
 def _session(
-    path: Path, data: bytes, providers: list[Any], threads: int, *, optimize: bool = True
+    path: Path,
+    data: bytes,
+    providers: list[Any],
+    threads: int,
+    *,
+    optimize: bool = True,
+    only_these: bool = False,
 ) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
@@ -224,6 +303,8 @@ def _session(
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if only_these:  # else what a provider cannot run goes to the CPU without a word
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with tempfile.TemporaryDirectory(prefix="embedkit-") as empty:
         # Tensors kept outside the file could be any file of this machine.
         options.add_session_config_entry(
@@ -241,7 +322,14 @@ def _session(
 
 
 def _contract(path: Path, session: Any) -> ModelContract:
-    text = session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY)
+    except UnicodeDecodeError as error:
+        raise MismatchError(
+            f"the model {str(path)!r} is damaged",
+            facts="what it says about itself is no text",
+            hint=_EXPORT_AGAIN,
+        ) from error
     if text is None:
         raise MismatchError(
             f"the model {str(path)!r} carries no contract",
