@@ -10,15 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 from embedkit import __version__
+from embedkit.cli.bench import bench
 from embedkit.cli.check import check
+from embedkit.cli.cluster import cluster
+from embedkit.cli.compare import compare
 from embedkit.cli.data import data
+from embedkit.cli.dedupe import dedupe
 from embedkit.cli.demo import demo
 from embedkit.cli.display import show_error
+from embedkit.cli.doctor import doctor
 from embedkit.cli.eval import eval
 from embedkit.cli.export import export
-from embedkit.cli.index import index
+from embedkit.cli.index_group import index_group
+from embedkit.cli.info import info
 from embedkit.cli.search import search
 from embedkit.cli.train import train
+from embedkit.cli.verify import verify
 from embedkit.errors import EmbedKitError, Interrupted, MissingExtraError, UsageError
 
 __all__ = ["app", "main"]
@@ -43,11 +50,17 @@ class _Commands(TyperGroup):
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Typer names groups first; `index` belongs where the work has it."""
+        names = [name for name in super().list_commands(ctx) if name != "index"]
+        names.insert(names.index("search"), "index")
+        return names
+
 
 # What only the heavy half needs; a light installation does well without.
 _TRAINING = (
     *("torch", "torchvision", "onnx", "onnxscript", "safetensors"),
-    *("imagehash", "scipy", "sklearn"),
+    *("imagehash", "optuna", "scipy", "sklearn"),
 )
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "faiss-cpu", "tensorrt", "tensorrt-rtx", "torch")
 
@@ -64,8 +77,24 @@ app = typer.Typer(
     "4 a quality gate failed, 5 artefacts do not belong together, "
     "6 device or package missing, 130 interrupted.",
 )
-for command in (train, eval, export, index, search, check, data, demo):
+for command in (
+    train,
+    eval,
+    compare,
+    export,
+    bench,
+    info,
+    search,
+    dedupe,
+    cluster,
+    verify,
+    check,
+    data,
+    doctor,
+    demo,
+):
     app.command()(command)
+app.add_typer(index_group)
 
 
 @app.callback(invoke_without_command=True)

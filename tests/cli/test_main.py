@@ -11,7 +11,23 @@ from embedkit.cli import main as command_line
 from embedkit.cli.display import Display, printable, show_error
 from embedkit.errors import EmbedKitError, MismatchError
 
-COMMANDS = ["train", "eval", "export", "index", "search", "check", "data", "demo"]
+COMMANDS = [
+    "train",
+    "eval",
+    "compare",
+    "export",
+    "bench",
+    "info",
+    "index",
+    "search",
+    "dedupe",
+    "cluster",
+    "verify",
+    "check",
+    "data",
+    "doctor",
+    "demo",
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
