@@ -12,7 +12,8 @@ and beside it FAISS alone on the same file. Two sets of vectors:
 * real, with ``--real``: the vectors of any index of yours, repeated with noise where they are fewer
   (then near copies abound, and it says so).
 
-autofaiss needs numpy 1: give this an environment of its own, with ``pip install embedkit[bench]``.
+autofaiss needs numpy 1, which no extra does: give this an environment of its own, with
+``pip install . autofaiss hnswlib usearch "pyarrow<21"``.
 """
 
 from __future__ import annotations
