@@ -8,24 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit.cli import engine
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
-from embedkit.errors import UsageError
+from embedkit.cli.rungs import rungs_table
+from embedkit.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from embedkit.export import GateReport
+    from embedkit.train import Run
 
 __all__ = ["export"]
 
-_ENGINE, _GATE, _OUTPUT = "TensorRT", "Gate", "Output"
+_PRECISION, _ENGINE, _GATE, _OUTPUT = "Precision", "TensorRT", "Gate", "Output"
 _NAMED = 5
 
 
 def export(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run's folder or one of its checkpoints (runs/last)."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run, a checkpoint, or an .onnx to build an engine of (runs/last).",
+        ),
+    ] = None,
+    quant: Annotated[
+        str,
+        typer.Option(
+            metavar="PRECISION",
+            show_default=False,
+            rich_help_panel=_PRECISION,
+            help="Also fp16 or int8; auto: the fastest here that passes (none).",
+        ),
+    ] = "none",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=_PRECISION,
+            help="Photos for the ranges of activations (the training photos).",
+        ),
     ] = None,
     trt: Annotated[
         bool,
@@ -47,17 +67,39 @@ def export(
             help="Pictures at once (1:8:32).",
         ),
     ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=_ENGINE, help="Most GPU memory for scratch (1G)."
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            rich_help_panel=_ENGINE,
+            help="Also for newer TensorRT of its major.",
+        ),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--hardware-compatible",
+            rich_help_panel=_ENGINE,
+            help="For every GPU since Ampere.",
+        ),
+    ] = False,
     min_cosine: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="COSINE",
             min=0,
             max=1,
             show_default=False,
             rich_help_panel=_GATE,
-            help="Least of any vector with torch's (0.9999).",
+            help="Least of any vector with torch's (fp32 0.9999, fp16 0.99, int8 0.9).",
         ),
-    ] = 0.9999,
+    ] = None,
     max_drop: Annotated[
         float,
         typer.Option(
@@ -86,13 +128,29 @@ def export(
 
     Example: embedkit export --trt --gpu sm89
     """
-    if not trt and (gpu or batch):
-        raise UsageError("--gpu and --batch belong to --trt", hint="embedkit export --trt")
-    sizes = _batch(batch or "1:8:32")
-    from embedkit.export import Thresholds, build_engine, export_checked, sample
+    asked = engine.wish(trt, gpu, batch, workspace, version_compatible, hardware_compatible)
+    display = Display(as_json=as_json, quiet=quiet)
+    if run is not None and run.suffix.lower() == ".onnx":
+        engine.export_engine(run, output, asked, display)
+        return
+    from embedkit.export import (
+        QUANT,
+        Thresholds,
+        calibrate,
+        only_fp32,
+        publish_checked,
+        read_held_out,
+        reduce_precision,
+        remove_leftovers,
+        sample,
+    )
+    from embedkit.export.card import write_card
     from embedkit.train import Run, latest_run
 
-    display = Display(as_json=as_json, quiet=quiet)
+    if quant not in QUANT:
+        raise UnknownNameError("precision", quant, QUANT)
+    if calibration is not None and quant == "none":
+        raise UsageError("--calibration belongs to --quant", hint="embedkit export --quant auto")
     trained = Run.load(run if run is not None else latest_run())
     contract = trained.contract()
     folder = output if output is not None else trained.path
@@ -110,71 +168,101 @@ def export(
         f"{len(rows):,}{of} held-out photos ({trained.held_out_split}), "
         f"{len({labels[row] for row in rows})} classes",
     )
-    with display.progress("check", len(rows)) as advance:
-        contract, report = export_checked(
-            trained.network(),
+    network = trained.network()
+    with display.progress("read", len(rows)) as advance:
+        held_out = read_held_out(
+            network,
             contract,
-            model,
             [paths[row] for row in rows],
             [labels[row] for row in rows],
-            thresholds=Thresholds(min_cosine=min_cosine, max_drop=max_drop),
             progress=advance,
         )
-    for path, reason in report.skipped[:_NAMED]:
+    for path, reason in held_out.skipped[:_NAMED]:
         display.warn(f"{path}: {reason}")
-    if len(report.skipped) > _NAMED:
-        display.warn(f"and {len(report.skipped) - _NAMED} more photos that could not be read")
-    display.answer(_table(report))
-    display.note("onnx", f"{_near(model)} ({_megabytes(model.stat().st_size)}), equal to torch")
-
+    if len(held_out.skipped) > _NAMED:
+        display.warn(f"and {len(held_out.skipped) - _NAMED} more photos that could not be read")
+    with display.progress("fp32", len(held_out.pixels)) as advance:
+        contract, report = publish_checked(
+            network,
+            contract,
+            model,
+            held_out,
+            thresholds=Thresholds.of("fp32", min_cosine=min_cosine, max_drop=max_drop),
+            progress=advance,
+        )
+    removed = remove_leftovers(folder)
+    for path in removed:
+        display.warn(f"{_near(path)} belonged to another model and was removed")
     document: dict[str, Any] = {
         "run": str(trained.path),
         "model": str(model),
         "size": model.stat().st_size,
         "fingerprint": contract.fingerprint,
         "gate": report.to_json(),
+        "quant": only_fp32(model, report).to_json(),
+        "removed": [str(path) for path in removed],
         "engine": None,
     }
     _write_report(folder, document)
-    if trt:
-        info = build_engine(model, folder / "model.engine", gpu=gpu, batch=sizes)
-        document["engine"] = info.to_json()
-        _write_report(folder, document)
+    ladder = only_fp32(model, report)
+    if quant != "none":
+        photos, names = _calibration_photos(trained, calibration, {paths[row] for row in rows})
+        with display.progress("calibrate") as advance:
+            ranges = calibrate(model, photos, names, cache=folder / "calibration", progress=advance)
         display.note(
-            "engine",
-            f"{_near(info.path)} ({_megabytes(info.size)}), {info.flavour} {info.version} for "
-            f"compute capability {info.compute_capability}, batch {':'.join(map(str, sizes))}; "
-            "built, not run",
+            "ranges",
+            f"from {len(ranges.paths)} photos of {ranges.classes} classes"
+            + (", as kept from last time" if ranges.reused else f" among {ranges.chosen_from}"),
         )
+        ladder = reduce_precision(
+            model,
+            report,
+            held_out,
+            ranges,
+            asked=quant,
+            min_cosine=min_cosine,
+            max_drop=max_drop,
+            for_engine=asked is not None,
+            stage=display.progress,
+        )
+        document["quant"] = ladder.to_json()
+        document["quant"]["calibration"]["source"] = str(calibration or "training photos")
+        _write_report(folder, document)
+    display.answer(rungs_table(ladder))
+    deployed = ladder.taken.path or model
+    display.note("onnx", f"{_near(model)} ({_megabytes(model.stat().st_size)}), equal to torch")
+    if deployed != model:
+        size = _megabytes(deployed.stat().st_size)
+        display.note(ladder.taken.precision, f"{_near(deployed)} ({size}), for the same index")
+    source = ladder.engine.path if ladder.engine and ladder.engine.path else model
+
+    card = write_card(document)
+    if asked is not None:
+        document["engine"] = engine.build(source, folder, asked, display)
+        _write_report(folder, document)
+        write_card(document)
+    display.note("card", str(_near(card)))
     display.note("saved", str(_near(folder)))
-    display.note("next", _next(model))
+    display.note("next", _next(deployed))
     display.document("export", document)
-    if report.skipped:
+    if held_out.skipped:
         raise typer.Exit(3)
 
 
-def _table(report: GateReport) -> Table:
-    """The file beside the network, one line per batch size, then what a search would notice."""
-    from rich import box
-    from rich.table import Table
+def _calibration_photos(
+    trained: Run, folder: Path | None, judged: set[Path]
+) -> tuple[list[Path], list[str]]:
+    """Photos and labels to calibrate with, none of them among those the result is judged on."""
+    from embedkit.data import read_photos
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("onnx against torch", "photos", "cosine min", "mean", "largest difference"):
-        table.add_column(name, justify="left" if name == "onnx against torch" else "right")
-    for row in report.batches:
-        table.add_row(
-            f"batch {row.batch}",
-            f"{row.images:,}",
-            f"{row.min_cosine:.7f}",
-            f"{row.mean_cosine:.7f}",
-            f"{row.max_difference:.1e}",
-        )
-    if report.neighbour_overlap is not None:
-        table.add_row("10 neighbours kept", "", f"{report.neighbour_overlap:.1%}", "", "")
-    for name, pair in (("recall@1", report.recall_at_1), ("MAP@R", report.map_at_r)):
-        if pair is not None:
-            table.add_row(name, "", f"{pair[1]:.4f}", f"was {pair[0]:.4f}", "")
-    return table
+    photos = trained.photos() if folder is None else read_photos(folder)
+    apart = {path.resolve() for path in judged}
+    rows = [
+        row
+        for row, path in enumerate(photos.files())
+        if (folder is not None or photos.split[row] == "train") and path.resolve() not in apart
+    ]
+    return photos.subset(rows).files(), list(photos.subset(rows).labels)
 
 
 def _write_report(folder: Path, document: dict[str, Any]) -> None:
@@ -196,14 +284,6 @@ def _near(path: Path) -> Path:
     """The path as one would type it here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    parts = text.split(":")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--batch takes least:usual:largest, got {text!r}", hint="--batch 1:8:32")
-    least, usual, largest = map(int, parts)
-    return least, usual, largest
 
 
 def _megabytes(size: int) -> str:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from embedkit.atomic import published
 from embedkit.errors import EmbedKitError, GateError, MismatchError, MissingExtraError
+from embedkit.floors import require
 from embedkit.models import EmbeddingNet, weights_hash
 from embedkit.runtime.contract import CONTRACT_KEY, ModelContract, SelfTest
+from embedkit.runtime.seal import sealed
 
 try:
     import onnx
@@ -29,6 +31,8 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("the export", package=str(error.name), extra="train") from error
 
 __all__ = ["OPSET", "export_onnx"]
+
+require("onnx", onnx.__version__)
 
 # What torch's exporter writes natively; onnxruntime and both kinds of TensorRT read it.
 OPSET = 20
@@ -70,7 +74,7 @@ def export_onnx(network: EmbeddingNet, contract: ModelContract, path: Path) -> M
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EmbedKitError("the exported graph is not valid ONNX", facts=str(error)) from error
     with published(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(sealed(model.SerializeToString()))
     return contract
 
 

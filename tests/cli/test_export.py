@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from embedkit.cli.main import main
+from embedkit.export.precision import with_contract
 from embedkit.runtime import Embedder, read_contract
 from embedkit.train import Run
 
@@ -79,9 +82,9 @@ def test_the_latest_run_becomes_a_model_an_engine_and_a_report(
     out, err = capsys.readouterr()
     run = home / "runs" / "last"
 
-    assert "cosine min" in out
-    assert "batch 7" in out
+    assert "cosine" in out
     assert "recall@1" in out
+    assert "fp32: no other precision was asked for" in out
     assert "next      embedkit index ./catalog\n" in err
     with Embedder.load(run / "model.onnx", device="cpu") as embedder:
         assert embedder.self_test() > 0.9999
@@ -146,6 +149,91 @@ def test_a_gate_that_cannot_be_passed_leaves_no_model(
 
 
 @pytest.mark.usefixtures("quick")
+def test_int8_is_written_beside_fp32_and_leftovers_of_another_model_go(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = home / "runs" / "last"
+    (run / "model.fp16.onnx").write_bytes(b"of another model")
+    (run / "model.engine").write_bytes(b"ftrt of another model")
+    eight_photos_prove_little = "100"
+    arguments = ["export", "--quant", "int8", "--max-drop", eight_photos_prove_little]
+    assert embedkit(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert "int8: was asked for; passes" in out
+    assert "model.fp16.onnx belonged to another model and was removed" in err
+    assert "model.engine belonged to another model and was removed" in err
+    assert "next      embedkit index ./catalog --model runs/" in err
+    assert read_contract(run / "model.int8.onnx").precision == "int8"
+    assert not (run / "model.fp16.onnx").exists()
+    assert not (run / "model.engine").exists()
+
+    assert embedkit(*arguments, "--json") == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert "as kept from last time" in err
+    assert document["quant"]["calibration"]["reused"] is True
+    assert document["quant"]["calibration"]["photos"] == 32  # the eight others are held out
+    assert document["quant"]["taken"] == "int8"
+    assert document["removed"] == []
+    assert json.loads((run / "export-report.json").read_text()) == document
+
+
+@pytest.mark.usefixtures("quick")
+def test_int8_that_fails_the_gate_is_not_written_and_the_layers_are_named(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    int8_is_rougher_than = "0.999999"
+    assert embedkit("export", "--quant", "int8", "--min-cosine", int8_is_rougher_than) == 4
+    err = capsys.readouterr().err
+    assert "error: int8 is not as good as the network; it was not published" in err
+    assert "layers that hurt the most" in err
+    assert "layer" in err.partition("layers that hurt the most")[2]
+    run = home / "runs" / "last"
+    assert not [path.name for path in run.iterdir() if "int8" in path.name or "tmp" in path.name]
+    assert json.loads((run / "export-report.json").read_text())["quant"]["taken"] == "fp32"
+
+
+def test_a_wrong_mean_in_the_file_ends_with_4_and_no_model(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedkit.export import gate
+    from embedkit.export.onnx import export_onnx
+    from embedkit.models import EmbeddingNet
+    from embedkit.runtime import ModelContract
+
+    def write(network: EmbeddingNet, contract: ModelContract, path: Path) -> ModelContract:
+        contract = export_onnx(network, contract, path)
+        model = onnx.load(path)
+        (mean,) = [t for t in model.graph.initializer if t.name == "network.shift"]
+        mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + 1, mean.name))
+        path.write_bytes(with_contract(model, contract))
+        return contract
+
+    monkeypatch.setattr(gate, "export_onnx", write)
+    assert embedkit("export", "--quant", "auto") == 4
+    assert "stages that differ, in order: pixels" in capsys.readouterr().err
+    assert not list((home / "runs" / "last").glob("*.onnx"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_photos_to_calibrate_with_are_never_those_that_judge(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embedkit("export", "--quant", "fp16", "--calibration", "photos", "--json") == 0
+    document = json.loads(capsys.readouterr().out)["quant"]
+    assert document["calibration"]["photos"] == 32
+    assert document["calibration"]["source"] == "photos"
+    held_out, _ = Run.load(home / "runs" / "last").held_out()
+    apart = home / "apart" / "class"
+    apart.mkdir(parents=True)
+    for number, path in enumerate(held_out):
+        (apart / f"{number}.png").symlink_to(path)
+    assert embedkit("export", "--quant", "fp16", "--calibration", "apart") == 2
+    assert "no photo to calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
 def test_photos_that_are_gone_are_named_and_some_left_are_enough(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,12 +251,14 @@ def test_photos_that_are_gone_are_named_and_some_left_are_enough(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--gpu", "sm89"], "belong to --trt"),
-        (["--batch", "1:2:3"], "belong to --trt"),
+        (["--gpu", "sm89"], "belongs to --trt"),
+        (["--batch", "1:2:3"], "belongs to --trt"),
         (["--trt", "--batch", "8"], "least:usual:largest"),
         (["--trt", "--batch", "1:x:8"], "least:usual:largest"),
         (["nowhere"], "there is no run"),
         (["--max-drop", "-1"], "--max-drop"),
+        (["--quant", "int9"], "did you mean 'int8'"),
+        (["--calibration", "photos"], "belongs to --quant"),
     ],
 )
 def test_wrong_usage_ends_with_2(

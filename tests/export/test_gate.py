@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from embedkit.errors import DataError, GateError
+from embedkit.evaluate import Difference, Interval
 from embedkit.export import (
     BatchParity,
     GateReport,
@@ -23,6 +24,7 @@ from embedkit.export import (
     gate,
     sample,
 )
+from embedkit.export.precision import with_contract
 from embedkit.imaging import read_pixels
 from embedkit.models import weights_hash
 from embedkit.runtime import ModelContract
@@ -55,7 +57,7 @@ def edited(exported: Exported, folder: Path, change: Callable[[onnx.ModelProto],
     model = onnx.load(exported.path)
     change(model)
     path = folder / "edited.onnx"
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(with_contract(model, exported.contract))
     return path
 
 
@@ -85,7 +87,10 @@ def test_an_honest_export_passes_with_the_numbers_a_loop_finds(
         scores = {j: float(row @ other) for j, other in enumerate(unit) if j != i}
         hits += photos.labels[max(scores, key=lambda j: scores[j])] == photos.labels[i]
     assert report.recall_at_1 is not None
-    assert list(report.recall_at_1) == pytest.approx([hits / 24, hits / 24])
+    assert report.recall_at_1.before == pytest.approx(hits / 24)
+    assert report.recall_at_1.after == pytest.approx(hits / 24)
+    assert report.recall_at_1.interval == Interval(0, 0)
+    assert report.index_overlap == 1
     for row in report.batches:
         assert row.images == 24
         assert row.min_cosine > 0.999999
@@ -177,6 +182,10 @@ def test_lost_neighbours_and_lost_recall_are_caught_whatever_the_cosines(
     )
     words = " | ".join(report.reasons)
     assert "nearest neighbours stay" in words
+    assert "searches an fp32 index" in words
+    assert report.recall_at_1 is not None
+    change = report.recall_at_1
+    assert change.interval.low <= change.after - change.before <= change.interval.high < 0
     assert "recall@1 falls" in words
     assert "MAP@R falls" in words
 
@@ -218,6 +227,55 @@ def test_a_file_that_fails_is_not_published_and_the_old_one_stands(
     assert contract == exported.contract
     assert path.read_bytes() == exported.path.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ("network.shift", "differ, in order: pixels 0."),
+        ("network.backbone.body.layer2.0.conv2.weight", "differ, in order: layer2 "),
+        ("network.head.weight", "all stages but the last agree"),
+    ],
+)
+def test_the_part_that_hurts_is_named(
+    exported: Exported,
+    photos: Photos,
+    tensor: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoil(values: np.ndarray) -> None:
+        values[:] = values[::-1].copy() + 0.5
+
+    def write(network: object, contract: ModelContract, path: Path) -> ModelContract:
+        path.write_bytes(spoilt.read_bytes())
+        return contract
+
+    spoilt = edited(exported, tmp_path, lambda model: set_tensor(model, tensor, spoil))
+    monkeypatch.setattr(gate, "export_onnx", write)
+    everything = exported.network, exported.contract, tmp_path / "model.onnx"
+    with pytest.raises(GateError, match=said):
+        export_checked(*everything, photos.paths, photos.labels)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_index_that_no_longer_fits_is_noticed_though_the_file_agrees_with_itself(
+    exported: Exported, photos: Photos
+) -> None:
+    """A rotation keeps all neighbours among its own vectors and none in another index."""
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0].astype(np.float32)
+    report = check_export(
+        Fake(exported, lambda vectors: vectors @ turn),
+        exported.network,
+        photos.paths,
+        photos.labels,
+        thresholds=Thresholds(min_cosine=-1),
+    )
+    assert report.neighbour_overlap is not None
+    assert report.neighbour_overlap > 0.99
+    assert len(report.reasons) == 1
+    assert "searches an fp32 index" in report.reasons[0]
 
 
 def test_unreadable_photos_are_skipped_and_named(
@@ -302,14 +360,22 @@ def test_a_report_is_complete_json(exported: Exported) -> None:
         thresholds=Thresholds(),
         batches=(row,),
         neighbour_overlap=0.9,
-        recall_at_1=(0.5, 0.25),
+        index_overlap=0.8,
+        recall_at_1=Difference(0.5, 0.25, Interval(-0.5, 0.125)),
         map_at_r=None,
         reasons=("why",),
     )
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["passed"] is False
     assert document["batches"][0]["min_cosine"] is None
-    assert document["recall@1"] == {"torch": 0.5, "file": 0.25}
+    assert document["recall@1"] == {
+        "torch": 0.5,
+        "file": 0.25,
+        "change": -0.25,
+        "low": -0.5,
+        "high": 0.125,
+    }
+    assert document["map@r"] is None
     assert document["skipped"] == [{"path": "a.jpg", "reason": "truncated"}]
     assert document["thresholds"]["max_drop"] == 0.5
 

@@ -36,7 +36,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
 def test_it_gives_unit_vectors_of_the_network_at_any_batch(exported: Exported, count: int) -> None:
     pixels = some_pixels(count, (32, 48))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_it_is_one_plain_file_that_tells_nothing_about_the_machine(exported: Exp
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
     assert not any(node.domain for node in model.graph.node)
     assert not any(t.data_location for t in model.graph.initializer)
-    assert [entry.key for entry in model.metadata_props] == ["embedkit.contract"]
+    assert [entry.key for entry in model.metadata_props] == ["embedkit.contract", "embedkit.seal"]
 
 
 def test_pixels_enter_as_bytes_and_are_cast_first(exported: Exported) -> None:
@@ -168,33 +168,40 @@ def test_a_place_that_cannot_be_written_is_named(exported: Exported, tmp_path: P
         export_onnx(exported.network, exported.contract, tmp_path / "file" / "model.onnx")
 
 
-def check_backbone(name: str, make_network: MakeNetwork, folder: Path) -> Path:
-    size = (48, 64)
-    network, contract = make_network(name, size=size)
+def check_backbone(
+    name: str, pooling: str, size: tuple[int, int], make_network: MakeNetwork, folder: Path
+) -> Path:
+    """At both ends of an engine's usual profile, at the traced size, and at an odd one."""
+    network, contract = make_network(name, pooling=pooling, size=size)
     path = folder / f"{name}.onnx"
     export_onnx(network, contract, path)
-    pixels = some_pixels(7, size)
+    pixels = some_pixels(32, size)
     with torch.no_grad():
         raw = network(torch.from_numpy(pixels)).numpy()
-    for count in (1, 2, 7):
+    for count in (1, 2, 7, 32):
         assert cosines(run_file(path, pixels[:count]), raw[:count]).min() > 0.99999
     return path
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b_16"])
-def test_other_families_come_through_the_exporter_too(
-    name: str, make_network: MakeNetwork, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "pooling", "size"),
+    [("mobilenet_v3_small", "avg", (64, 64)), ("vit_b_16", "second-order", (48, 64))],
+)
+def test_other_families_and_poolings_come_through_the_exporter_too(
+    name: str, pooling: str, size: tuple[int, int], make_network: MakeNetwork, tmp_path: Path
 ) -> None:
-    check_backbone(name, make_network, tmp_path)
+    check_backbone(name, pooling, size, make_network, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["avg", "gem", "second-order"])
 @pytest.mark.parametrize("name", backbone_names())
 def test_every_backbone_becomes_an_equal_file_and_an_engine(
-    name: str, make_network: MakeNetwork, tmp_path: Path
+    name: str, pooling: str, make_network: MakeNetwork, tmp_path: Path
 ) -> None:
     from embedkit.export import build_engine
 
-    path = check_backbone(name, make_network, tmp_path)
+    size = (64, 64) if pooling == "avg" else (48, 64)
+    path = check_backbone(name, pooling, size, make_network, tmp_path)
     info = build_engine(path, tmp_path / "model.engine", gpu="sm89")
     assert info.size > 1000
