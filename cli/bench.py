@@ -108,7 +108,7 @@ def bench(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure latency and images a second of exported models on this machine.
+    """Measure latency and images a second of exported models here.
 
     Models take turns, so that a busy machine favours none. Each is timed on
     pixels (the model alone) and on JPEG files (decoding and the model).

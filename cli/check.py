@@ -87,7 +87,7 @@ def check(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Look for what spoils metric learning: broken files, twins, leaks, wrong labels.
+    """Look for what spoils training: broken files, twins, leaks.
 
     Stopped and started again, it goes on where it was: what was seen of a photo is kept.
 

@@ -67,7 +67,7 @@ def cluster(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Sort an index into clusters without labels, as a CSV: path,cluster.
+    """Sort an index into clusters, as a CSV: path,cluster.
 
     Clusters are numbered from 0, the largest first; -1 belongs to none.
     links: over pairs that are alike enough; kmeans: a given number;

@@ -166,7 +166,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare losses fairly: the same folds, search budget and seeds for all, with intervals.
+    """Compare losses fairly: same folds, search budget and seeds.
 
     Example: embedkit compare ./photos --losses rll,multi-similarity,pml:CircleLoss
     """

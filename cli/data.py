@@ -29,7 +29,7 @@ def data(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fetch a benchmark set from its official address and write a manifest that train reads.
+    """Fetch a benchmark set from its official address for train.
 
     Example: embedkit data prepare cub ./data/cub
     """

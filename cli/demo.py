@@ -39,7 +39,7 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train, export, index and search on generated product pictures; no download.
+    """Train, export, index and search on generated pictures.
 
     It draws 60 products, trains on 48 of them with Ranked List Loss, and searches among the 12
     that the network has never seen. A second demo in the same FOLDER begins anew.

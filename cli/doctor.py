@@ -41,7 +41,7 @@ def doctor(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Look at this machine: packages, CPU, GPU, disk; and say what to type.
+    """Look at this machine: packages, CPU, GPU, disk.
 
     Example: embedkit doctor --require cuda,trt
     """

@@ -150,7 +150,7 @@ def eval(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure how well a model finds photos of the same class, with intervals.
+    """Measure how well a model finds photos of the same class.
 
     Example: embedkit eval runs/last/model.onnx ./photos --split test
     """

@@ -124,7 +124,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a run as one ONNX file, proven equal on photos it was not trained on.
+    """Write a run as one ONNX file, proven equal on held-out photos.
 
     Example: embedkit export --trt --gpu sm89
     """

@@ -19,9 +19,10 @@ from embedkit.errors import EmbedKitError, ImageError, UsageError
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from embedkit.imaging import Shard
     from embedkit.index import Choice, SyncReport, Wanted
 
-__all__ = ["from_here", "index"]
+__all__ = ["default_model", "from_here", "index"]
 
 _WORK, _KIND, _OUTPUT = "Work", "Kind of index (kept by later runs)", "Output"
 _NAMED = 5
@@ -49,6 +50,13 @@ def index(
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A CSV, path,label (the first folder's name)."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only share I of N, from 0, into NAME.I-of-N.faiss; then: index merge.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be done; write nothing.")
@@ -116,12 +124,13 @@ def index(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a searchable index of a folder of photos, or bring one up to date.
+    """Make an index of a folder of photos, or bring one up to date.
 
     Only new and changed pictures are embedded: run it again whenever the folder changes.
 
     Example: embedkit index ./catalog -o catalog.faiss
     """
+    from embedkit.imaging import Shard
     from embedkit.index import Catalog, remembered_model, sync_folder
     from embedkit.index.labels import read_labels
     from embedkit.runtime import Embedder
@@ -129,8 +138,10 @@ def index(
     display = Display(as_json=as_json, quiet=quiet)
     wanted = _wanted(type_, recall, memory, low_latency=low_latency, tiny=tiny)
     folder = folder or (Path("catalog") if Path("catalog").is_dir() else Path())
-    output = output or Path(f"{folder.resolve().name or 'catalog'}.faiss")
-    file = model or remembered_model(output) or _default_model()
+    share = Shard.parse(shard) if shard else Shard()
+    whole = output or Path(f"{folder.resolve().name or 'catalog'}.faiss")
+    output = share.named(whole)
+    file = model or remembered_model(output) or default_model()
     with Embedder.load(file, device=device, backend=backend) as embedder, ExitStack() as bars:
         contract = embedder.contract
         display.note(
@@ -149,6 +160,7 @@ def index(
             retry=retry,
             labels=read_labels(labels, folder) if labels else None,
             wanted=wanted,
+            shard=share,
             dry_run=dry_run,
             progress=bar.embedding,
             building=bar.building,
@@ -167,9 +179,7 @@ def index(
     text = _summary(report, folder, output, failed_list, dry_run=dry_run)
     display.answer(text.append(_kind(kind)) if kind else text)
     if not dry_run:
-        display.note(
-            "next", f"embedkit search ./query.jpg --index {shlex.quote(from_here(output))}"
-        )
+        display.note("next", _next(output, whole, share))
     display.document(
         "index", _document(report, folder, output, file, contract.fingerprint, kind, dry_run)
     )
@@ -181,6 +191,14 @@ def from_here(path: Path) -> str:
     """A path as the user would type it: relative where it lies below the current folder."""
     full, here = Path(os.path.normpath(path.absolute())), Path.cwd()
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
+
+
+def _next(output: Path, whole: Path, share: Shard) -> str:
+    """What to type when this is done."""
+    if share.count == 1:
+        return f"embedkit search ./query.jpg --index {shlex.quote(from_here(output))}"
+    every = f"{whole.stem}.*-of-{share.count}{whole.suffix}"
+    return f"when all {share.count} are there: embedkit index merge {whole} {every}"
 
 
 class _Bars:
@@ -251,7 +269,7 @@ def _kind(kind: Choice) -> str:
     return "".join(f"\n{line}" for line in lines)
 
 
-def _default_model() -> Path:
+def default_model() -> Path:
     last = Path("runs/last/model.onnx")
     if last.is_file():
         return last

@@ -114,6 +114,12 @@ def train(
             help="Classes x images of each (16x4).",
         ),
     ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_OPTIMISATION, help="Images in memory at once (the whole batch)."
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(rich_help_panel=_OPTIMISATION, help="Length in steps instead of epochs."),
@@ -142,6 +148,16 @@ def train(
     weight_decay: Annotated[
         float | None,
         typer.Option(rich_help_panel=_OPTIMISATION, help="Of AdamW (1e-4)."),
+    ] = None,
+    clip_gradient: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_OPTIMISATION, help="Its greatest length (none)."),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_OPTIMISATION, help="Keep averaged weights: 0.99, 0.999 (no)."
+        ),
     ] = None,
     warmup: Annotated[
         float | None,
@@ -221,7 +237,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train an embedding on labelled photos, and measure it on classes it has never seen.
+    """Train an embedding on photos; measure it on classes never seen.
 
     Example: embedkit train ./photos --loss rll -s alpha=1.4 --max-time 30m
     """
@@ -237,13 +253,16 @@ def train(
         "image_size": image_size,
         "freeze": freeze,
         "freeze_batch_norm": freeze_batch_norm,
+        "chunk": chunk,
         "steps": steps,
         "epoch_steps": epoch_steps,
         "learning_rate": learning_rate,
         "head_learning_rate": head_learning_rate,
         "proxy_learning_rate": proxy_learning_rate,
         "weight_decay": weight_decay,
+        "clip_gradient": clip_gradient,
         "warmup": warmup,
+        "ema": ema,
         "amp": amp,
         "patience": patience,
         "eval_every": eval_every,
