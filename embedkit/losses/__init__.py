@@ -12,9 +12,20 @@ from typing import Any
 
 from embedkit.errors import UnknownNameError, UsageError
 from embedkit.losses._base import MetricLoss
+from embedkit.losses._memory import CrossBatchMemory
 from embedkit.registry import Registry
 
-__all__ = ["MetricLoss", "create", "names", "needs_classes", "options", "special_batch"]
+__all__ = [
+    "CrossBatchMemory",
+    "MetricLoss",
+    "create",
+    "loss_class",
+    "names",
+    "needs_classes",
+    "options",
+    "special_batch",
+    "takes_memory",
+]
 
 _LOSSES = Registry("loss", "embedkit.losses")
 _SIZES = ("num_classes", "embedding_dim")
@@ -63,6 +74,16 @@ def names() -> list[str]:
     return _LOSSES.names()
 
 
+def loss_class(name: str) -> type[MetricLoss]:
+    """The class behind one of `names`, for its docstring.
+
+    Raises:
+        UnknownNameError: No such loss.
+    """
+    found: type[MetricLoss] = _LOSSES.get(name)
+    return found
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of a loss and their defaults, without the two sizes of a loss with class vectors.
 
@@ -90,12 +111,22 @@ def special_batch(name: str) -> str:
     return _find(name).special_batch
 
 
+def takes_memory(name: str) -> bool:
+    """Whether the loss can compare a batch with embeddings of earlier ones.
+
+    Raises:
+        UnknownNameError: No such loss.
+    """
+    return _find(name).takes_memory
+
+
 @dataclass(frozen=True)
 class _Entry:
     make: Callable[..., MetricLoss]
     options: dict[str, Any]
     needs_classes: bool
     special_batch: str = ""
+    takes_memory: bool = False
 
 
 def _find(name: str) -> _Entry:
@@ -104,7 +135,13 @@ def _find(name: str) -> _Entry:
     loss = _LOSSES.get(name)
     parameters = inspect.signature(loss).parameters.values()
     options = {part.name: part.default for part in parameters if part.name not in _SIZES}
-    return _Entry(loss, options, bool(loss.needs_classes), str(loss.special_batch))
+    return _Entry(
+        loss,
+        options,
+        bool(loss.needs_classes),
+        str(loss.special_batch),
+        bool(getattr(loss, "takes_memory", False)),
+    )
 
 
 def _find_peer(name: str) -> _Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,17 @@ class MetricLoss(nn.Module):
         special_batch: What a batch must be, in words, when labelled images of some classes are
             not enough: such a loss is no use in a training that draws batches by class. Empty for
             most.
+        certainty: What the formula is known from: ``"paper"``, ``"secondary source"``, or
+            ``"reconstruction"`` where parts of it are ours.
+        takes_memory: The loss compares pairs, and can compare a batch's rows with rows of earlier
+            batches: its `compute` has a third argument, ``memory``.
     """
 
     normalizes: bool = True
     needs_classes: ClassVar[bool] = False
+    certainty: ClassVar[str] = "paper"
     special_batch: ClassVar[str] = ""
+    takes_memory: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,28 +49,41 @@ class MetricLoss(nn.Module):
         """The value and its tell-tales, detached; ``rows`` is float32 or float64, never empty."""
         raise NotImplementedError
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, memory: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The loss of a batch.
 
         Args:
             embeddings: ``(B, D)`` raw network outputs, any floating dtype, B may be 0.
             labels: ``(B,)`` integers of any width and value; classes of the training set, 0 to
                 ``num_classes - 1``, where `needs_classes`.
+            memory: ``(M, D)`` raw outputs for earlier images and their ``(M,)`` labels, where
+                `takes_memory`. Then each row of the batch is an anchor, all rows of batch and
+                memory are what it is compared with, and only the anchor receives a gradient.
 
         Returns:
             A finite, differentiable scalar for finite input; a batch with nothing to learn gives 0.
 
         Raises:
-            UsageError: A shape or dtype is wrong, or a label is no class.
+            UsageError: A shape or dtype is wrong, a label is no class, or the loss takes no memory.
         """
         self._check(embeddings, labels)
+        if memory is not None and not self.takes_memory:
+            raise UsageError(f"{type(self).__name__} cannot use the embeddings of earlier batches")
         with torch.autocast(embeddings.device.type, enabled=False):
             rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             if len(rows) == 0:
                 self._told = None
                 return self._nothing(rows)
             rows = unit_rows(rows) if self.normalizes else rows
-            value, told = self.compute(rows, labels)
+            if memory is None:
+                value, told = self.compute(rows, labels)
+            else:
+                earlier = memory[0].detach().to(rows.dtype)
+                earlier = unit_rows(earlier) if self.normalizes else earlier
+                seen = torch.cat([rows.detach(), earlier]), torch.cat([labels, memory[1]])
+                value, told = cast(_ComparesPairs, self).compute(rows, labels, seen)
             with torch.no_grad():
                 self._keep({**told, "spread": _spread(rows.detach())})
         return value
@@ -118,6 +137,12 @@ class MetricLoss(nn.Module):
                 "the labels must be on the device of the embeddings",
                 facts=f"labels on {labels.device}, embeddings on {embeddings.device}",
             )
+
+
+class _ComparesPairs(Protocol):
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
 
 
 def unit_rows(rows: Tensor) -> Tensor:

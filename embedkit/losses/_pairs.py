@@ -1,4 +1,7 @@
-"""All pairs of a batch: who is positive to whom, distances and cosines, no NaN in any gradient."""
+"""All pairs of a batch: who is positive to whom, distances and cosines, no NaN in any gradient.
+
+With a `Memory` they are all pairs of a row of the batch and a row of the memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Memory",
     "distances_of_cosines",
     "first_two",
     "mean_weights",
@@ -22,23 +26,37 @@ __all__ = [
 ]
 
 
-def same_and_other(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks ``(B, B)``: the other rows of the anchor's class, and the rows of other classes."""
-    same = labels[:, None] == labels[None, :]
+Memory = tuple[Tensor, Tensor]
+"""``(M, D)`` rows that no gradient reaches, and their ``(M,)`` labels; the first B of them are the
+batch, so that a pair of a row and itself is on the diagonal, as it is without a memory."""
+
+
+def same_and_other(labels: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
+    """Masks ``(B, B)``: the other rows of the anchor's class, and the rows of other classes.
+
+    With a memory ``(B, M)``.
+    """
+    same = labels[:, None] == (labels if memory is None else memory[1])[None, :]
     other = ~same
     same.fill_diagonal_(False)
     return same, other
 
 
-def pair_distances(rows: Tensor, *, query_only: bool = False) -> Tensor:
-    """Euclidean distances ``(B, B)`` of ``(B, D)`` rows.
+def pair_distances(
+    rows: Tensor, *, query_only: bool = False, memory: Memory | None = None
+) -> Tensor:
+    """Euclidean distances ``(B, B)`` of ``(B, D)`` rows, or ``(B, M)`` to those of a memory.
 
     Rows are centred first, so that a batch about to collapse keeps its precision. Distances below
     the rounding of the matrix product (about 1e-3 of the batch's radius in float32, 1e-7 in
     float64) are exactly 0, and a distance of 0 has gradient 0. With ``query_only``, ``d[i, j]``
     moves row i alone. Cost: O(B^2 D) time, O(B^2) memory.
     """
-    distances: Tensor = _PairDistances.apply(rows, query_only)
+    distances: Tensor
+    if memory is None:
+        distances = _PairDistances.apply(rows, query_only)
+    else:
+        distances = _MemoryDistances.apply(rows, memory[0])
     return distances
 
 
@@ -70,8 +88,35 @@ class _PairDistances(torch.autograd.Function):
         return torch.addmm(pull.sum(1, keepdim=True) * centred, pull, centred, alpha=-1), None
 
 
-def pair_cosines(rows: Tensor) -> Tensor:
-    """Dot products ``(B, B)`` of ``(B, D)`` rows: cosines when they are unit rows."""
+class _MemoryDistances(torch.autograd.Function):
+    """The same to other rows, which are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, others: Tensor) -> Tensor:
+        centre = others.mean(0)
+        centred, others = rows - centre, others - centre
+        size = centred.square().sum(1)[:, None] + others.square().sum(1)[None, :]
+        distances = torch.addmm(size, centred, others.T, alpha=-2)
+        size.mul_(8 * torch.finfo(rows.dtype).eps)
+        distances.mul_(distances > size).sqrt_()
+        ctx.save_for_backward(centred, others, distances)
+        return distances
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        centred, others, distances = ctx.saved_tensors
+        pull = (slope / distances).masked_fill_(distances == 0, 0)
+        return torch.addmm(pull.sum(1, keepdim=True) * centred, pull, others, alpha=-1), None
+
+
+def pair_cosines(rows: Tensor, memory: Memory | None = None) -> Tensor:
+    """Dot products ``(B, B)`` of ``(B, D)`` rows: cosines when they are unit rows.
+
+    With a memory ``(B, M)``.
+    """
+    if memory is not None:
+        return rows @ memory[0].T
     products: Tensor = _PairProducts.apply(rows)
     return products
 

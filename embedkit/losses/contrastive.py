@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
-from embedkit.losses._pairs import pair_distances, pair_stats, same_and_other, share, with_slope
+from embedkit.losses._pairs import (
+    Memory,
+    pair_distances,
+    pair_stats,
+    same_and_other,
+    share,
+    with_slope,
+)
 
 __all__ = ["ContrastiveLoss", "contrast"]
 
@@ -34,6 +41,8 @@ class ContrastiveLoss(MetricLoss):
     time, O(B^2) memory.
     """
 
+    takes_memory = True
+
     def __init__(
         self,
         *,
@@ -48,12 +57,14 @@ class ContrastiveLoss(MetricLoss):
         self.squared: bool = check_choice("squared", squared, [True, False])
         self.reduction: str = check_choice("reduction", reduction, ["nonzero", "mean"])
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        distances = pair_distances(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        distances = pair_distances(rows, memory=memory)
         with torch.no_grad():
             value, slope, stats = contrast(
                 distances,
-                labels,
+                *same_and_other(labels, memory),
                 positive_margin=self.positive_margin,
                 negative_margin=self.negative_margin,
                 squared=self.squared,
@@ -64,18 +75,18 @@ class ContrastiveLoss(MetricLoss):
 
 def contrast(
     distances: Tensor,
-    labels: Tensor,
+    same: Tensor,
+    other: Tensor,
     *,
     positive_margin: float,
     negative_margin: float,
     squared: bool,
     reduction: str,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Value, its slope in each of the ``(B, B)`` distances, and tell-tales.
+    """Value, its slope in each of the distances, and tell-tales.
 
     ``reduction`` may also be ``"sum"``.
     """
-    same, other = same_and_other(labels)
     stats = pair_stats(distances, same, other)
     pull = (distances - positive_margin).clamp_(min=0).mul_(same)
     push = (negative_margin - distances).clamp_(min=0).mul_(other)

@@ -46,6 +46,7 @@ class ManifoldSimilarityLoss(MetricLoss):
     """
 
     needs_classes = True
+    certainty = "reconstruction"
 
     def __init__(
         self,

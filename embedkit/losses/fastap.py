@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_whole
 from embedkit.losses._pairs import (
+    Memory,
     distances_of_cosines,
     pair_cosines,
     pair_stats,
@@ -41,14 +42,18 @@ class FastAPLoss(MetricLoss):
     class is 0. Cost: O(B^2 D) time, O(B^2 + B bins) memory.
     """
 
+    takes_memory = True
+
     def __init__(self, *, bins: int = 10) -> None:
         super().__init__()
         self.bins = check_whole("bins", bins, least=1)
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        cosines = pair_cosines(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        cosines = pair_cosines(rows, memory)
         with torch.no_grad():
-            same, other = same_and_other(labels)
+            same, other = same_and_other(labels, memory)
             stats = pair_stats(distances_of_cosines(cosines), same, other)
             positives = per_row(same)
             anchors = positives.count_nonzero()

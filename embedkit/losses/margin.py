@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
 from embedkit.losses._pairs import (
+    Memory,
     pair_distances,
     pair_stats,
     per_row,
@@ -50,6 +51,8 @@ class MarginLoss(MetricLoss):
     time, O(B^2) memory. Draws come from torch's generator.
     """
 
+    takes_memory = True
+
     def __init__(
         self,
         *,
@@ -65,11 +68,13 @@ class MarginLoss(MetricLoss):
         learned = check_choice("learn_beta", learn_beta, [True, False])
         self.beta: nn.Parameter | float = nn.Parameter(torch.tensor(start)) if learned else start
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        distances = pair_distances(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        distances = pair_distances(rows, memory=memory)
         beta = torch.as_tensor(self.beta, dtype=rows.dtype, device=rows.device)
         with torch.no_grad():
-            same, other = same_and_other(labels)
+            same, other = same_and_other(labels, memory)
             stats = pair_stats(distances, same, other)
             far = (distances - (beta - self.margin)).clamp_(min=0).mul_(same)
             near = (beta + self.margin - distances).clamp_(min=0).mul_(other)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_number
 from embedkit.losses._pairs import (
+    Memory,
     distances_of_cosines,
     pair_cosines,
     pair_stats,
@@ -49,6 +50,8 @@ class MultiSimilarityLoss(MetricLoss):
     time, O(B^2) memory.
     """
 
+    takes_memory = True
+
     def __init__(
         self,
         *,
@@ -63,10 +66,12 @@ class MultiSimilarityLoss(MetricLoss):
         self.base = check_number("base", base, least=-1, most=1)
         self.epsilon = None if epsilon is None else check_number("epsilon", epsilon, least=0)
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        cosines = pair_cosines(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        cosines = pair_cosines(rows, memory)
         with torch.no_grad():
-            same, other = same_and_other(labels)
+            same, other = same_and_other(labels, memory)
             stats = pair_stats(distances_of_cosines(cosines), same, other)
             positives, negatives = same, other
             if self.epsilon is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
 from embedkit.losses._pairs import (
+    Memory,
     distances_of_cosines,
     pair_cosines,
     pair_stats,
@@ -39,6 +40,8 @@ class MultibatchLoss(MetricLoss):
     time, O(B^2) memory.
     """
 
+    takes_memory = True
+
     def __init__(self, *, theta: float = 1.0, balance_pairs: bool = False) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.tensor(check_number("theta", theta, least=0)))
@@ -49,11 +52,13 @@ class MultibatchLoss(MetricLoss):
         """The squared distance of unit vectors below which two images are of the same class."""
         return float(self.theta.detach())
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        cosines = pair_cosines(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        cosines = pair_cosines(rows, memory)
         theta = self.theta.to(rows.dtype)
         with torch.no_grad():
-            same, other = same_and_other(labels)
+            same, other = same_and_other(labels, memory)
             stats = pair_stats(distances_of_cosines(cosines), same, other)
             beyond = 2 - 2 * cosines - theta
             pull = (1 + beyond).clamp_(min=0).mul_(same)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
 from embedkit.losses._pairs import (
+    Memory,
     mean_weights,
     pair_distances,
     pair_stats,
@@ -58,6 +59,8 @@ class RankedListLoss(MetricLoss):
     Cost: O(B^2 D) time, O(B^2) memory.
     """
 
+    takes_memory = True
+
     def __init__(
         self,
         *,
@@ -77,10 +80,13 @@ class RankedListLoss(MetricLoss):
         self.balance = check_number("balance", balance, least=0, most=most)
         self.gradient: str = check_choice("gradient", gradient, ["query", "both"])
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         return ranked_list(
             rows,
             labels,
+            memory,
             alpha=self.alpha,
             margin=self.margin,
             temperature=self.temperature,
@@ -93,6 +99,7 @@ class RankedListLoss(MetricLoss):
 def ranked_list(
     rows: Tensor,
     labels: Tensor,
+    memory: Memory | None = None,
     *,
     alpha: float,
     margin: float,
@@ -102,9 +109,9 @@ def ranked_list(
     query_only: bool,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Mean over queries of ``pull L_P + push L_N`` and its tell-tales, for unit rows ``(B, D)``."""
-    distances = pair_distances(rows, query_only=query_only)
+    distances = pair_distances(rows, query_only=query_only, memory=memory)
     with torch.no_grad():
-        same, other = same_and_other(labels)
+        same, other = same_and_other(labels, memory)
         ball = alpha - margin
         stats = pair_stats(distances, same, other)
         far = same & (distances > ball)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from embedkit.losses._base import MetricLoss, check_number
+from embedkit.losses._pairs import Memory
 from embedkit.losses.rll import ranked_list
 
 __all__ = ["SimplerRankedListLoss"]
@@ -30,15 +31,20 @@ class SimplerRankedListLoss(MetricLoss):
     time, O(B^2) memory.
     """
 
+    takes_memory = True
+
     def __init__(self, *, margin: float = 0.4, temperature: float = 10.0) -> None:
         super().__init__()
         self.margin = check_number("margin", margin, least=0, most=2)
         self.temperature = check_number("temperature", temperature, least=0)
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         return ranked_list(
             rows,
             labels,
+            memory,
             alpha=1 + self.margin / 2,
             margin=self.margin,
             temperature=self.temperature,

@@ -58,6 +58,7 @@ class SignalToNoiseLoss(MetricLoss):
     """
 
     normalizes = False
+    certainty = "secondary source"
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class SignalToNoiseLoss(MetricLoss):
                 if self.objective == "contrastive":
                     value, slope, stats = contrast(
                         distances,
-                        labels,
+                        *same_and_other(labels),
                         positive_margin=0,
                         negative_margin=self.margin,
                         squared=False,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number
 from embedkit.losses._pairs import (
+    Memory,
     mean_weights,
     pair_distances,
     pair_stats,
@@ -51,6 +52,8 @@ class TripletLoss(MetricLoss):
     time.
     """
 
+    takes_memory = True
+
     def __init__(
         self,
         *,
@@ -69,10 +72,12 @@ class TripletLoss(MetricLoss):
         self.soft: bool = check_choice("soft", soft, [True, False])
         self.reduction: str = check_choice("reduction", reduction, ["nonzero", "mean"])
 
-    def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        distances = pair_distances(rows)
+    def compute(
+        self, rows: Tensor, labels: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        distances = pair_distances(rows, memory=memory)
         with torch.no_grad():
-            same, other = same_and_other(labels)
+            same, other = same_and_other(labels, memory)
             stats = pair_stats(distances, same, other)
             measured = distances.square() if self.squared else distances
             if self.mining in ("batch-hard", "random"):

@@ -36,6 +36,7 @@ class UpperBoundLoss(MetricLoss):
     """
 
     needs_classes = True
+    certainty = "secondary source"
 
     def __init__(
         self,
