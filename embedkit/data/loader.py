@@ -64,9 +64,16 @@ class PhotoLoader:
         self._lock = threading.Lock()
 
     def batches(
-        self, index_lists: Sequence[Rows], *, epoch: int, start: int = 0
+        self,
+        index_lists: Sequence[Rows],
+        *,
+        epoch: int,
+        start: int = 0,
+        part: Callable[[int], slice] = slice,
     ) -> Iterator[Pixels]:
         """For each list of places in `paths`, in order: ``(B, height, width, 3)`` uint8.
+
+        Of a list of B places only ``part(B)`` is made, the same as in the whole.
 
         The noise on a photo follows from (seed, epoch, number of its list, its place in the list)
         alone, so a run taken up at list `start` sees what it would have seen. While one batch is in
@@ -77,9 +84,10 @@ class PhotoLoader:
         """
 
         def job(step: int) -> list[Callable[[], Pixels]]:
+            rows = index_lists[step]
             return [
-                self._job(int(row), [self._seed, epoch, step, place])
-                for place, row in enumerate(index_lists[step])
+                self._job(int(rows[place]), [self._seed, epoch, step, place])
+                for place in range(len(rows))[part(len(rows))]
             ]
 
         return self._in_threads(job(step) for step in range(start, len(index_lists)))

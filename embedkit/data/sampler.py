@@ -78,6 +78,7 @@ class PKSampler:
         by_class = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
         self.left_out: tuple[int, ...] = tuple(int(name) for name in names[sizes == 1])
         self._images = [rows for rows in by_class if len(rows) > 1]
+        self._labels = names[sizes > 1]
         if len(self._images) < 2:
             raise DataError(
                 "training needs at least two classes with two photos each",
@@ -97,28 +98,35 @@ class PKSampler:
         classes = _Deck(self._shuffled_classes(epoch))
         images: dict[int, _Deck] = {}
         plan = []
-        for _ in range(self.steps):
-            members = classes.draw(self._members)
-            taken = [self._draw_images(number, epoch, images) for number in members]
+        for step in range(self.steps):
+            count, each = self._shape(epoch, step)
+            members = self._draw_members(classes, count)
+            taken = [self._draw_images(number, epoch, images, each) for number in members]
             room = self._room - sum(len(rows) for rows in taken)
             guests = len(self._images) - len(members)
             while room >= 2 and guests:
                 # A guest keeps its turn as a member, or small classes would cost others theirs.
                 members.append(classes.peek(excluding=members))
-                taken.append(self._draw_images(members[-1], epoch, images, most=room))
+                taken.append(self._draw_images(members[-1], epoch, images, min(each, room)))
                 room -= len(taken[-1])
                 guests -= 1
             plan.append(np.concatenate(taken))
         return plan
 
-    def _draw_images(
-        self, number: int, epoch: int, decks: dict[int, _Deck], *, most: int | None = None
-    ) -> Indices:
+    # What another way of making batches replaces: `embedkit.data.class_batches`.
+
+    def _shape(self, epoch: int, step: int) -> tuple[int, int]:
+        """Member classes of a batch, and images of each."""
+        return self._members, self._images_per_class
+
+    def _draw_members(self, classes: _Deck, count: int) -> list[int]:
+        return classes.draw(count)
+
+    def _draw_images(self, number: int, epoch: int, decks: dict[int, _Deck], most: int) -> Indices:
         rows = self._images[number]
         if number not in decks:
             decks[number] = _Deck(self._shuffled_images(number, epoch))
-        count = min(self._images_per_class, len(rows))
-        return rows[decks[number].draw(count if most is None else min(count, most))]
+        return rows[decks[number].draw(min(most, len(rows)))]
 
     def _shuffled_classes(self, epoch: int) -> Callable[[int], list[int]]:
         rng = np.random.default_rng([self._seed, 0, epoch])
@@ -151,11 +159,11 @@ class _Deck:
         self._decks = 0
         self._cards: list[int] = []
 
-    def draw(self, count: int) -> list[int]:
+    def draw(self, count: int, *, excluding: Sequence[int] = ()) -> list[int]:
         """`count` different cards, at most a deck; a card that would repeat waits its turn."""
         hand: list[int] = []
         for _ in range(count):
-            hand.append(self.peek(excluding=hand))
+            hand.append(self.peek(excluding=[*excluding, *hand]))
             self._cards.remove(hand[-1])
         return hand
 

@@ -38,9 +38,11 @@ __all__ = [
     "create",
     "is_method",
     "learns_from",
+    "method_class",
     "method_names",
     "names",
     "options",
+    "takes_memory",
 ]
 
 _METHODS = Registry("method", "embedkit.methods")
@@ -81,6 +83,16 @@ def method_names() -> list[str]:
     return _METHODS.names()
 
 
+def method_class(name: str) -> type[Method]:
+    """The class behind one of `method_names`, for its docstring.
+
+    Raises:
+        UnknownNameError: No such method.
+    """
+    found: type[Method] = _METHODS.get(name)
+    return found
+
+
 def is_method(name: str) -> bool:
     """Whether there is more to this name than a loss."""
     return name in method_names()
@@ -109,6 +121,17 @@ def learns_from(name: str) -> LearnsFrom:
         return kind.learns_from
     _check_name(name)
     return "classes"
+
+
+def takes_memory(name: str) -> bool:
+    """Whether a loss, or the method of a loss, can compare a batch with earlier embeddings.
+
+    Raises:
+        UnknownNameError: No such name.
+    """
+    if is_method(name) and name not in losses.names():
+        return False
+    return losses.takes_memory(name)
 
 
 def _check_name(name: str) -> None:

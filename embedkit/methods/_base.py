@@ -187,8 +187,8 @@ class Method(nn.Module):
         loss: Made in ``__init__`` or `prepare`; of no use to a method that writes `step`, `stats`
             and `normalizes` itself.
         learns_from: What the data must have.
-        certainty: What is known of the paper's method: ``"paper"``, ``"code read"`` or
-            ``"reconstruction"``.
+        certainty: What is known of the paper's method: ``"paper"``, ``"code read"``, ``"secondary
+            source"`` or ``"reconstruction"``.
     """
 
     learns_from: ClassVar[LearnsFrom] = "classes"

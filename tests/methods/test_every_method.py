@@ -135,7 +135,7 @@ def test_it_says_what_it_is(name: str) -> None:
     kind = type(methods.create(name))
     module = inspect.getmodule(kind)
     assert issubclass(kind, Method)
-    assert kind.certainty in ("paper", "code read", "reconstruction")
+    assert kind.certainty in ("paper", "code read", "secondary source", "reconstruction")
     assert module is not None
     assert module.__doc__
     assert kind.__doc__
