@@ -19,11 +19,14 @@ from embedkit.cli.dedupe import dedupe
 from embedkit.cli.demo import demo
 from embedkit.cli.display import show_error
 from embedkit.cli.doctor import doctor
+from embedkit.cli.embed import embed
 from embedkit.cli.eval import eval
 from embedkit.cli.export import export
 from embedkit.cli.index_group import index_group
 from embedkit.cli.info import info
+from embedkit.cli.list import list_
 from embedkit.cli.search import search
+from embedkit.cli.serve import serve
 from embedkit.cli.train import train
 from embedkit.cli.verify import verify
 from embedkit.errors import EmbedKitError, Interrupted, MissingExtraError, UsageError
@@ -85,15 +88,18 @@ for command in (
     bench,
     info,
     search,
+    embed,
     dedupe,
     cluster,
     verify,
+    serve,
     check,
     data,
+    list_,
     doctor,
     demo,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(index_group)
 
 

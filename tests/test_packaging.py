@@ -72,6 +72,8 @@ def test_the_wheel_holds_every_module_and_only_embedkit(built: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == modules_on_disk()
     assert {name.split("/")[0] for name in names} == {"embedkit"}
     assert "embedkit/py.typed" in names
+    page = {path.name for path in (ROOT / "embedkit/serve/page").iterdir()}
+    assert {f"embedkit/serve/page/{name}" for name in page} <= names
 
 
 def test_the_sdist_can_build_and_carries_licence_and_readme(built: Path) -> None:

@@ -19,6 +19,8 @@ LIGHT = [
     "embedkit.export.tensorrt",  # a machine that only deploys builds its own engine
     "embedkit.index",
     "embedkit.report",
+    "embedkit.scale",
+    "embedkit.serve",
     "embedkit.cli.main",
     "embedkit.data",  # readers: `embedkit eval` of an exported model needs them
 ]

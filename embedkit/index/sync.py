@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from embedkit.errors import DataError, ImageError, Interrupted, MismatchError, UsageError
-from embedkit.imaging import IMAGE_SUFFIXES, Limits, find_images, hash_file
+from embedkit.imaging import IMAGE_SUFFIXES, Limits, Shard, find_images, hash_file
 from embedkit.index.catalog import (
     Catalog,
     Row,
@@ -132,6 +132,7 @@ def sync_folder(
     retry: bool = False,
     labels: Mapping[bytes, bytes] | None = None,
     wanted: Wanted | None = None,
+    shard: Shard | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
     building: Building | None = None,
@@ -155,6 +156,7 @@ def sync_folder(
         retry: Try again what failed before.
         labels: By name (`name_of`), in place of the first folder's name; kept for later syncs.
         wanted: The kind of index; what it does not say stays as it was said before.
+        shard: Of the folder's pictures only those in it, by their names; not remembered.
         dry_run: Count what would be done and write nothing; pictures not looked into count as
             embedded.
         progress: Called as the work goes on.
@@ -172,13 +174,14 @@ def sync_folder(
     if batch < 1:
         raise UsageError(f"batch must be at least 1, got {batch}")
     _check_target(index)
-    if next(find_images(root), None) is None:
+    share = shard or Shard()
+    if not any(share.has(name_of(file, root)) for file in find_images(root)):
         raise DataError(
-            f"there is no picture in {root}",
+            f"there is no picture in {root}" + (f" for shard {share}" if share.count > 1 else ""),
             facts="looked at any depth, by the ending of the names",
             hint="embedkit index FOLDER, with a folder that holds pictures",
         )
-    sync = _Sync(root, index, embedder, batch, workers, progress)
+    sync = _Sync(root, index, embedder, batch, workers, progress, shard=share)
     file = store_path(index)
     try:
         if dry_run:
@@ -399,6 +402,7 @@ class _Sync:
         progress: Progress | None,
         *,
         only: list[bytes] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self._root = root
         self._index = index
@@ -407,6 +411,7 @@ class _Sync:
         self._workers = workers
         self._progress = progress
         self._only = only
+        self._shard = shard or Shard()
         self._labels: dict[bytes, bytes] = {}
         self._walked_at = 0
         self._total = 0
@@ -544,7 +549,8 @@ class _Sync:
         if self._only is None:
             for path in find_images(self._root):
                 name = os.fsencode(path.relative_to(self._root))
-                yield Seen(name, *_stamp(path))
+                if self._shard.has(name):
+                    yield Seen(name, *_stamp(path))
         for name in added if self._only is None else self._only:
             path = self._path(name)
             # The folder may have come to hold what was added when it lay elsewhere.
