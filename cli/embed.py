@@ -98,7 +98,7 @@ def embed(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn pictures into a file of vectors, for a database or a program of your own.
+    """Turn pictures into a file of vectors for programs of your own.
 
     Interrupted, the same command goes on. Many machines: give each its --shard.
 

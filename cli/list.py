@@ -31,7 +31,7 @@ def list_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the losses, methods, backbones and recipes there are, or one with its options.
+    """Show the losses, methods, backbones and recipes there are.
 
     Example: embedkit list loss rll
     """
