@@ -61,7 +61,25 @@ def check(
             help="Bits of 256 in which near duplicates may differ, 0 to 96 (40).",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what --model draws.")] = 0,
+    inject_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Do not check: write a CSV in which this share of the training labels is wrong "
+            "(-o), for experiments.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=_OUTPUT,
+            help="Of --inject-noise: a CSV, or a folder for noisy.csv.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +114,14 @@ def check(
     if near is not None and not 0 <= near <= 96:
         raise UsageError(f"--near must lie in 0 to 96, got {near}", hint="--near 40")
 
+    if (inject_noise is None) != (output is None):
+        raise UsageError(
+            "--inject-noise and -o go together", hint="--inject-noise 0.2 -o noisy.csv"
+        )
+    if inject_noise is not None and output is not None:
+        _inject(data, inject_noise, seed, output, Display(as_json=as_json, quiet=quiet))
+        return
+
     from embedkit.data import check_photos, gather_facts, read_photos, resolve_source
     from embedkit.data.doctor import NEAR_BITS
 
@@ -121,6 +147,34 @@ def check(
         )
     if checkup.failures():
         raise typer.Exit(3)
+
+
+def _inject(data: Path | None, rate: float, seed: int, output: Path, display: Display) -> None:
+    """Write the CSV with wrong labels; no photo is opened."""
+    from embedkit.data import inject_noise, read_photos, resolve_source, write_noisy
+
+    source = resolve_source(data)
+    photos = read_photos(source)
+    path = output if output.suffix.lower() == ".csv" else output / "noisy.csv"
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UsageError(f"{path} is the data itself", hint="-o with another name")
+    noisy, flipped = inject_noise(photos, rate=rate, seed=seed)
+    write_noisy(path, noisy, photos.labels)
+    count = noisy.split.count("train")
+    display.answer(
+        f"{len(flipped):,} of {count:,} training labels are wrong now, in {path}; "
+        f"{len(noisy) - count:,} photos of val and test are as they were"
+    )
+    display.note("next", f"embedkit train {path} --noise proselflc")
+    display.document(
+        "check",
+        {
+            "csv": str(path),
+            "flipped": [str(noisy.paths[row]) for row in flipped],
+            "train": count,
+            "seed": seed,
+        },
+    )
 
 
 @contextlib.contextmanager

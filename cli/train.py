@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
-from embedkit.errors import UsageError
+from embedkit.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from embedkit.train import Plan, Recipe, Run
+    from embedkit.train import Plan, Recipe, Run, Teacher
 
 __all__ = ["train"]
 
 _COMMON, _MODEL, _OPTIMISATION = "Common", "Model", "Optimisation"
 _DATA, _OUTPUT = "Data", "Output"
+_HELP = "Wrong labels, and a teacher"
 
 
 def train(
@@ -59,9 +62,9 @@ def train(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="RECIPE",
             rich_help_panel=_COMMON,
-            help="A recipe, as config.toml of a run; options win.",
+            help="A name of `embedkit list recipes`, or a config.toml; options win.",
         ),
     ] = None,
     resume: Annotated[
@@ -112,6 +115,22 @@ def train(
             metavar="CxK",
             rich_help_panel=_OPTIMISATION,
             help="Classes x images of each (16x4).",
+        ),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=_OPTIMISATION,
+            help="pk, varied or hard-classes (pk).",
+        ),
+    ] = None,
+    memory_bank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_OPTIMISATION,
+            help="Compare with N earlier images too (0).",
         ),
     ] = None,
     chunk: Annotated[
@@ -219,6 +238,48 @@ def train(
         int | None,
         typer.Option(min=1, rich_help_panel=_DATA, help="Decoding threads (one per core)."),
     ] = None,
+    # --- Wrong labels, and a teacher
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_HELP,
+            help="label-smoothing, confidence-penalty, boot-soft, proselflc, imae, dm, "
+            "disturblabel or pencil; names suspicious labels (none).",
+        ),
+    ] = None,
+    noise_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", rich_help_panel=_HELP, help="Option of --noise; repeat."
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_HELP, help="Exported model to learn from (none)."
+        ),
+    ] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            rich_help_panel=_HELP,
+            help="Its relative distances, absolute places or both (relative).",
+        ),
+    ] = None,
+    distill_weight: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_HELP, help="Of the teacher beside the loss (1)."),
+    ] = None,
+    teacher_view: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VIEW",
+            rich_help_panel=_HELP,
+            help="It is shown augmented photos in every step, or plain ones once (augmented).",
+        ),
+    ] = None,
     # --- Output
     runs: Annotated[Path, typer.Option(rich_help_panel=_OUTPUT, help="Folder of the runs.")] = Path(
         "runs"
@@ -254,6 +315,8 @@ def train(
         "freeze": freeze,
         "freeze_batch_norm": freeze_batch_norm,
         "chunk": chunk,
+        "batches": batches,
+        "memory_bank": memory_bank,
         "steps": steps,
         "epoch_steps": epoch_steps,
         "learning_rate": learning_rate,
@@ -271,6 +334,11 @@ def train(
         "augment_scale": augment_scale,
         "augment_ratio": augment_ratio,
         "augment_flip": augment_flip,
+        "noise": noise,
+        "teacher": None if teacher is None else str(teacher.absolute()),
+        "distill": distill,
+        "distill_weight": distill_weight,
+        "teacher_view": teacher_view,
     }
     settings = {key: value for key, value in given.items() if value is not None}
     if batch is not None:
@@ -278,46 +346,82 @@ def train(
     if resume is not None and name is not None:
         raise UsageError("a resumed run keeps its name", hint="leave --name out")
     loss_options = dict(_option(text) for text in option or [])
+    noise_options = dict(_option(text, "--noise-option") for text in noise_option or [])
 
     # Idle OpenMP threads that spin keep the cores from the threads that decode, and from every
     # other program: on a busy machine a step takes three times as long. Read when torch starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedkit import data as photo_room
+    from embedkit.cli.recipes import find_recipe
     from embedkit.data.doctor_facts import default_cache
     from embedkit.methods import learns_from
     from embedkit.train import Recipe, Run, choose_device, describe, examine, make_plan, new_run_dir
     from embedkit.train import train as train_by
+    from embedkit.train.distributed import World
 
-    display = Display(as_json=as_json, quiet=quiet)
+    leads = World.told().leads
+    display = Display(as_json=as_json, quiet=quiet or not leads)
     old = Run.load(resume) if resume is not None else None
+    config = find_recipe(config) if config is not None else None
     base = Recipe.load(config) if config is not None else old.recipe if old else Recipe()
-    recipe = _override(base, settings, loss_options)
+    recipe = _override(base, settings, loss_options, noise_options)
     if old is not None and data is None:
         photos = old.photos()
     else:
         labels = learns_from(recipe.loss) == "classes"
         photos = photo_room.read_photos(photo_room.resolve_source(data), labels=labels)
-    if dry_run:
+    if dry_run and leads:
         place = choose_device(device)
         checkup = examine(recipe, photos, display, cache=default_cache(), workers=workers)
         plan = make_plan(recipe, photos, device=place, failures=checkup.failures())
         describe(plan, display)
         display.answer(recipe.to_toml().rstrip())
         display.document("train", {"dry_run": True, "recipe": recipe.to_json(), **_sizes(plan)})
+    if dry_run:
         return
     folder = old.path if old else new_run_dir(runs, recipe, name=name)
-    run = train_by(
-        recipe,
-        photos,
-        folder,
-        device=device,
-        reporter=display,
-        resume=old is not None,
-        workers=workers,
-        cache=default_cache(),
-        tensorboard=tensorboard,
-    )
-    _finish(run, display)
+    try:
+        with _teacher(recipe, device, display) as loaded:
+            run = train_by(
+                recipe,
+                photos,
+                folder,
+                device=device,
+                reporter=display,
+                resume=old is not None,
+                workers=workers,
+                cache=default_cache(),
+                tensorboard=tensorboard,
+                teacher=loaded,
+            )
+    except Interrupted as error:
+        if leads:
+            raise
+        raise typer.Exit(error.exit_code) from error
+    if leads:
+        _finish(run, display)
+
+
+@contextlib.contextmanager
+def _teacher(recipe: Recipe, device: str, display: Display) -> Iterator[Teacher | None]:
+    """The recipe's teacher, loaded by the runtime; PyTorch does not see it."""
+    if recipe.teacher is None:
+        yield None
+        return
+    from embedkit.runtime import Embedder
+    from embedkit.train import Teacher
+
+    # Where the runtime knows no such device, a teacher on the CPU is slower and as good.
+    with Embedder.load(recipe.teacher, device="cpu" if device == "cpu" else "auto") as embedder:
+        contract = embedder.contract
+        display.note("teacher", f"{contract.name}, {embedder.embedding_dim}-d, {embedder.device}")
+        yield Teacher(
+            embed=embedder.embed_pixels,
+            dim=embedder.embedding_dim,
+            height=contract.preprocess.height,
+            width=contract.preprocess.width,
+            fingerprint=contract.fingerprint,
+        )
 
 
 def _finish(run: Run, display: Display) -> None:
@@ -352,24 +456,32 @@ def _sizes(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _override(base: Recipe, settings: dict[str, Any], loss_options: dict[str, Any]) -> Recipe:
+def _override(
+    base: Recipe,
+    settings: dict[str, Any],
+    loss_options: dict[str, Any],
+    noise_options: dict[str, Any],
+) -> Recipe:
     """`base` with the command line's settings; options of another loss do not carry over."""
     from embedkit.train import Recipe
 
     merged = base.to_json()
     if settings.get("loss", base.loss) != base.loss:
         merged["loss_options"] = {}
+    if settings.get("noise", base.noise) != base.noise:
+        merged["noise_options"] = {}
     if "epochs" in settings or "steps" in settings:
         merged["epochs"] = merged["steps"] = None
     merged["loss_options"] = {**merged["loss_options"], **loss_options}
+    merged["noise_options"] = {**merged["noise_options"], **noise_options}
     return Recipe.from_json({**merged, **settings})
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str, flag: str = "-s") -> tuple[str, Any]:
     """``alpha=1.4`` -> a name and a number, true, false, none or text."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise UsageError(f"-s takes NAME=VALUE, got {text!r}", hint="-s alpha=1.4")
+        raise UsageError(f"{flag} takes NAME=VALUE, got {text!r}", hint=f"{flag} alpha=1.4")
     words = {"none": None, "true": True, "false": False}
     if value.lower() in words:
         return name, words[value.lower()]

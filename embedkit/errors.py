@@ -98,6 +98,9 @@ class ImageError(DataError):
         self.code = code
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.code, self.reason)
+
 
 class GateError(EmbedKitError):
     """An artefact was made and is not as good as promised; it was not published."""

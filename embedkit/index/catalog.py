@@ -419,7 +419,10 @@ class Catalog:
         else:
             raise damaged(self.path, "FAISS finds fewer vectors than it holds")
         positions = positions.copy()
-        found = self._index.search(queries[lacking], fetch, params=wide)[1]
+        # faiss.contrib.torch_utils, which pytorch-metric-learning imports, puts a search without
+        # `params` in this one's place.
+        search = getattr(self._index, "search_numpy", self._index.search)
+        found = search(queries[lacking], fetch, params=wide)[1]
         positions[lacking] = np.asarray(found)
         return positions
 

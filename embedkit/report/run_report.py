@@ -22,6 +22,7 @@ from embedkit.atomic import published
 from embedkit.report.charts import Bars, Line, histogram, line_chart, short
 from embedkit.report.page import Thumbnails, page, path_text, table, text
 from embedkit.report.run_files import HeldOutPhoto, KeptEmbeddings, RunFiles, read_run
+from embedkit.report.suspects_section import suspects_section
 
 __all__ = ["write_run_report"]
 
@@ -55,6 +56,7 @@ def write_run_report(run_dir: Path) -> Path:
             _curves(run),
             _distances(run),
             _pictures(run),
+            suspects_section(run),
             _next_steps(run),
             _settings(run),
             _data(run),

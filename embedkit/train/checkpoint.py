@@ -40,7 +40,7 @@ class Checkpoint:
 
     Attributes:
         tensors: By name, on the CPU: ``network/...``, ``method/...``,
-            ``optimizer/<kind>/<parameter>``.
+            ``optimizer/<kind>/<parameter>``, ``average/...``.
         state: The JSON document given to `write_checkpoint`.
     """
 
@@ -106,15 +106,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def pack(
-    network: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer | None
+    network: nn.Module,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    average: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors of a training by name; without an optimiser, those of its result."""
+    """All tensors of a training by name; without an optimiser, those of its result.
+
+    Args:
+        average: The network of averaged weights, where there is one.
+    """
     tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
     if optimizer is not None:
         for name, parameter in _parameters(network, method).items():
             for kind, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{kind}/{name}"] = tensor
+    if average is not None:
+        tensors |= {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
     return tensors
 
 
@@ -123,6 +132,7 @@ def unpack(
     network: nn.Module,
     method: nn.Module | None,
     optimizer: torch.optim.Optimizer | None,
+    average: nn.Module | None = None,
 ) -> None:
     """Put the tensors of `pack` back, exactly; None leaves a part out.
 
@@ -130,6 +140,8 @@ def unpack(
         MismatchError: They belong to another network or method.
     """
     _load(network, tensors, "network/")
+    if average is not None:
+        _load(average, tensors, "average/")
     if method is None:
         return
     _load(method, tensors, "method/")

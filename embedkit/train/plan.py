@@ -179,9 +179,22 @@ def check_names(recipe: Recipe) -> None:
 
     Raises:
         UnknownNameError: No such loss, option, backbone or pooling.
-        UsageError: The loss cannot be trained by itself.
+        UsageError: The loss cannot be trained by itself, in such batches or with a memory.
     """
     methods.create(recipe.loss, **recipe.loss_options)
+    if recipe.batches != "pk" and methods.is_method(recipe.loss):
+        raise UsageError(
+            f"the method {recipe.loss} makes its own batches",
+            facts=f"they cannot be {recipe.batches}",
+            hint="leave --batches out",
+        )
+    if recipe.memory_bank and not methods.takes_memory(recipe.loss):
+        able = [name for name in methods.names() if methods.takes_memory(name)]
+        raise UsageError(
+            f"the loss {recipe.loss} cannot use the embeddings of earlier batches",
+            facts=f"these losses can: {', '.join(able)}",
+            hint="leave --memory-bank out",
+        )
     models.backbone_entry(recipe.backbone)
     if recipe.pooling not in models.pooling_names():
         raise UnknownNameError("pooling", recipe.pooling, models.pooling_names())

@@ -35,6 +35,15 @@ class Recipe:
     Attributes:
         loss: Name of the loss.
         loss_options: Its options that differ from its defaults; None is written ``"none"`` in TOML.
+        noise: What is done about wrong labels, ``none`` or a name of `embedkit.train.NOISES`: a
+            classifier beside the embedding; see `embedkit.train.robust_labels`.
+        noise_options: Its options that differ from its defaults.
+        teacher: Path of an exported model to learn from; left out: none. See
+            `embedkit.train.teacher`.
+        distill: What of it: ``relative`` (distances), ``absolute`` (places) or ``both``.
+        distill_weight: Of that, beside the loss.
+        teacher_view: Whether it is shown what the student sees in a step (``augmented``) or the
+            photos as they are, once (``plain``).
         backbone: Name of the backbone; the default is the smallest pretrained one, for machines
             without a GPU.
         weights: ``imagenet``, ``none`` or the path of a file with the backbone's weights.
@@ -48,6 +57,15 @@ class Recipe:
             weights (peer), no without, where the statistics do not exist yet.
         classes_per_batch: Classes in a batch (peer: 16).
         images_per_class: Images of each class in a batch (peer: 4).
+        batches: How classes come into a batch of a plain loss: ``pk`` (every class in its turn),
+            ``varied`` (in a shape drawn anew for every batch, of the same size) or
+            ``hard-classes`` (half of the classes near another one, by the embeddings at the
+            beginning of the epoch, for one more pass over the photos); see
+            `embedkit.data.class_batches`.
+        memory_bank: Embeddings of earlier images that a loss of pairs compares a batch with too; 0:
+            none. See `embedkit.losses._memory`.
+        chunk: Images that go through the network at once, for batches larger than memory; left out:
+            the whole batch. The gradient is the same; see `embedkit.train.large_batch`.
         epochs: Passes over the data; left out, with `steps` left out too: see `automatic_epochs`.
         steps: Length in optimiser steps instead of epochs; the last epoch may be a short one.
         epoch_steps: Steps of an epoch; left out: what reaches every training image about once, at
@@ -59,8 +77,11 @@ class Recipe:
         head_learning_rate: Of pooling and head (peer: 1e-3).
         proxy_learning_rate: Of the loss's own parameters (peer: 1e-2).
         weight_decay: Of AdamW, on all weights (peer: 1e-4).
+        clip_gradient: Greatest length of the gradient to all parameters together; left out: none.
         warmup: Share of all steps over which the learning rates rise from near 0 (peer: 0.1); a
             cosine to 0 follows.
+        ema: Measure and keep a running average of the weights, of which this share stays in a step
+            (0.99, 0.999); left out: the weights themselves. See `embedkit.train.ema`.
         amp: Number format of the network's arithmetic: ``auto`` (on CUDA bf16, or fp16 where the
             GPU knows no bf16; elsewhere off), ``off``, ``bf16`` or ``fp16`` (CUDA only). The loss
             is computed in float32 always.
@@ -79,6 +100,12 @@ class Recipe:
 
     loss: str = "rll"
     loss_options: dict[str, Any] = field(default_factory=dict)
+    noise: str = "none"
+    noise_options: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    distill: str = "relative"
+    distill_weight: float = 1.0
+    teacher_view: str = "augmented"
     backbone: str = "mobilenet_v3_small"
     weights: str = "imagenet"
     pooling: str = "avg"
@@ -89,6 +116,9 @@ class Recipe:
     freeze_batch_norm: bool | None = None
     classes_per_batch: int = 16
     images_per_class: int = 4
+    batches: str = "pk"
+    memory_bank: int = 0
+    chunk: int | None = None
     epochs: int | None = None
     steps: int | None = None
     epoch_steps: int | None = None
@@ -96,7 +126,9 @@ class Recipe:
     head_learning_rate: float = 1e-3
     proxy_learning_rate: float = 1e-2
     weight_decay: float = 1e-4
+    clip_gradient: float | None = None
     warmup: float = 0.1
+    ema: float | None = None
     amp: str = "auto"
     seed: int = 0
     patience: int = 5
@@ -115,10 +147,13 @@ class Recipe:
                     f"{least:g} or more" if greatest == math.inf else f"{least:g} to {greatest:g}"
                 )
                 raise UsageError(f"{name} must be {limit}", facts=f"got {value}")
-        if self.crop_ratio == 0:
-            raise UsageError("crop_ratio must be greater than 0")
+        for name in ("crop_ratio", "clip_gradient"):
+            if getattr(self, name) == 0:
+                raise UsageError(f"{name} must be greater than 0")
         if self.amp not in ("auto", "off", "bf16", "fp16"):
             raise UnknownNameError("number format", self.amp, ("auto", "off", "bf16", "fp16"))
+        if self.batches not in _BATCHES:
+            raise UnknownNameError("way of making batches", self.batches, _BATCHES)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(
                 "epochs and steps both say how long to train", facts="give one of the two"
@@ -186,13 +221,14 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as a TOML document; settings that are left out stand as comments."""
         settings = dataclasses.asdict(self)
-        options = settings.pop("loss_options")
+        tables = {name: settings.pop(name) for name in _TABLES}
         lines = [
             f"# {name}: automatic" if value is None else f"{name} = {_toml(value)}"
             for name, value in settings.items()
         ]
-        lines += ["", "[loss_options]"]
-        lines += [f"{_toml(name)} = {_toml(value)}" for name, value in options.items()]
+        for table, options in tables.items():
+            lines += ["", f"[{table}]"]
+            lines += [f"{_toml(name)} = {_toml(value)}" for name, value in options.items()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -206,11 +242,12 @@ class Recipe:
             settings = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise UsageError("the recipe is not valid TOML", facts=str(error)) from error
-        options = settings.get("loss_options")
-        if isinstance(options, dict):
-            settings["loss_options"] = {
-                name: None if value == "none" else value for name, value in options.items()
-            }
+        for table in _TABLES:
+            options = settings.get(table)
+            if isinstance(options, dict):
+                settings[table] = {
+                    name: None if value == "none" else value for name, value in options.items()
+                }
         return cls.from_json(settings)
 
     @classmethod
@@ -236,14 +273,19 @@ class Recipe:
         ]
 
 
+_BATCHES = ("pk", "varied", "hard-classes")
+_TABLES = ("loss_options", "noise_options")
 _ANY = math.inf
 _RANGES: dict[str, tuple[float, float]] = {
+    "distill_weight": (0, _ANY),
     "dim": (1, 65536),
     "image_size": (16, 4096),
     "crop_ratio": (0, 1),
     "freeze": (0, _ANY),
     "classes_per_batch": (2, _ANY),
     "images_per_class": (2, _ANY),
+    "memory_bank": (0, _ANY),
+    "chunk": (1, _ANY),
     "epochs": (1, _ANY),
     "steps": (1, _ANY),
     "epoch_steps": (1, _ANY),
@@ -251,7 +293,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "head_learning_rate": (0, _ANY),
     "proxy_learning_rate": (0, _ANY),
     "weight_decay": (0, _ANY),
+    "clip_gradient": (0, _ANY),
     "warmup": (0, 1),
+    "ema": (0, 0.99999),
     "seed": (0, 2**63 - 1),
     "patience": (0, _ANY),
     "eval_every": (1, _ANY),

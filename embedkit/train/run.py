@@ -8,6 +8,7 @@ runs/<name>/  config.toml       the recipe
               split.csv         path,label,split,is_query,is_gallery and, where the data has
                                 them, category,target_0,target_1,...
               triplets.csv      image_a,image_b,image_c,margin; c is the odd one; where there are
+              suspects.csv      photos whose labels look wrong, where labels were doubted
               failed.jsonl      files that are no usable pictures, when there are any
 runs/last     a relative link to the newest (a text file last.txt where links are impossible)
 """
@@ -125,6 +126,8 @@ class Run:
         normalizes = bool(self.record["normalizes"])
         # A deployed model does not tell where things lie on the machine it was trained on.
         recipe = {**self.recipe.to_json(), "weights": Path(self.recipe.weights).name}
+        if self.recipe.teacher is not None:
+            recipe["teacher"] = Path(self.recipe.teacher).name
         return ModelContract(
             name=self.name,
             embedding_dim=network.embedding_dim,

@@ -13,6 +13,7 @@ from embedkit.data import PhotoSet
 from embedkit.methods import learns_from, options
 from embedkit.train.measure import brief
 from embedkit.train.plan import Plan
+from embedkit.train.robust_labels import noise_options
 
 __all__ = ["Reporter", "Silent", "describe", "tell_baseline", "tell_epoch", "tell_result"]
 
@@ -77,9 +78,22 @@ def describe(plan: Plan, tell: Reporter) -> None:
         f"{recipe.dim}-d, {recipe.image_size} x {recipe.image_size} pixels",
     )
     told = [f"{k}={v}" for k, v in {**options(recipe.loss), **recipe.loss_options}.items()]
+    told += [f"memory_bank={recipe.memory_bank}"] if recipe.memory_bank else []
     tell.note("loss", f"{recipe.loss}  {' '.join(told)}")
+    if recipe.noise != "none":
+        told = [f"{k}={v:g}" for k, v in noise_options(recipe.noise, recipe.noise_options).items()]
+        tell.note("noise", f"{recipe.noise}  {' '.join(told)}")
+        if recipe.noise in ("pencil", "proselflc") and recipe.patience:
+            tell.note("", "it counts on the whole training, which may end early: --patience 0")
+    if recipe.teacher is not None:
+        tell.note(
+            "teacher",
+            f"{recipe.teacher} ({recipe.distill}, weight {recipe.distill_weight:g}, "
+            f"{recipe.teacher_view} photos)",
+        )
     classes_per_batch = min(recipe.classes_per_batch, len(plan.classes))
     batch = f"{classes_per_batch} classes x {recipe.images_per_class} images"
+    batch += f" ({recipe.batches})" if recipe.batches != "pk" else ""
     if learns_from(recipe.loss) != "classes":
         batch = f"{recipe.batch_size} images at once"
     tell.note(

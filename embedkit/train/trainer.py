@@ -30,23 +30,30 @@ from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
 from embedkit.errors import EmbedKitError, Interrupted, MismatchError, UsageError
 from embedkit.imaging import Pixels
+from embedkit.losses import CrossBatchMemory
 from embedkit.methods import Batch, Group, Method, Outcome
 from embedkit.models import EmbeddingNet, freeze_batch_norm, freeze_stages
 from embedkit.report import keep_embeddings
+from embedkit.train.assisted import Assisted, assisted, check_assistance
 from embedkit.train.checkpoint import (
     pack,
     read_checkpoint,
     unpack,
     write_checkpoint,
 )
+from embedkit.train.distributed import World, joined
+from embedkit.train.ema import WeightAverage
 from embedkit.train.events import EventLog, check_tensorboard
 from embedkit.train.examine import brief_check, examine, failure_lines, read_failures
 from embedkit.train.guards import reproducible, seed_of, stop_requests
+from embedkit.train.large_batch import check_divisible, divided
 from embedkit.train.measure import measure, quality, quality_name
 from embedkit.train.plan import Plan, check_data, check_names, choose_device, make_plan
 from embedkit.train.recipe import MAY_CHANGE_ON_RESUME, Recipe
 from embedkit.train.run import SCHEMA, Run, create_untrained, point_last, versions, write_split
 from embedkit.train.story import Reporter, Silent, describe, tell_baseline, tell_epoch, tell_result
+from embedkit.train.suspects import SUSPECTS_FILE, find_suspects, write_suspects
+from embedkit.train.teacher import Teacher
 
 __all__ = ["train"]
 
@@ -69,6 +76,7 @@ def train(
     workers: int | None = None,
     cache: Path | None = None,
     tensorboard: bool = False,
+    teacher: Teacher | None = None,
 ) -> Run:
     """Train by a recipe and leave everything in `run_dir`.
 
@@ -77,19 +85,21 @@ def train(
         photos: With or without splits; see `make_plan`.
         run_dir: Empty or absent; with `resume`, the folder of the run to go on with. ``last``
             beside it will lead to it.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Processes that torchrun has
+            started share the work, one GPU each; see `embedkit.train.distributed`.
         reporter: Who is told the story; None: nobody.
         resume: Go on from ``last.safetensors``. Settings and photos must be those of the run, but
             for `max_time` and `patience`, which only say when to stop.
         workers: Decoding threads; None: one per core. Does not change the result.
         cache: Remembers what `embedkit check` and this have seen of photos; see `examine`.
         tensorboard: Also write ``tensorboard/`` in the run's folder; see `embedkit.train.events`.
+        teacher: The one the recipe names.
 
     Raises:
         UsageError: A folder in use, a resume with other settings.
         DataError: The photos cannot be trained on.
         MissingError: The device, the weights or the package tensorboard are not there.
-        MismatchError: The checkpoint is damaged, foreign, or of other photos.
+        MismatchError: The checkpoint is damaged, foreign, of other photos or of another teacher.
         Interrupted: Ctrl-C or SIGTERM, after saving.
         EmbedKitError: The numbers are no longer finite; the last good checkpoint is kept.
 
@@ -97,31 +107,43 @@ def train(
     """
     reporter = reporter or Silent()
     check_names(recipe)
+    check_assistance(recipe, teacher)
     check_data(recipe, photos)
     if tensorboard:
         check_tensorboard()
-    place = choose_device(device)
+    told = World.told()
+    place = choose_device(told.device(device))
+    reporter, workers = reporter if told.leads else Silent(), told.workers(workers)
     saved = _read_saved(run_dir, recipe) if resume else None
     if saved is None and run_dir.exists() and any(run_dir.iterdir()):
         raise UsageError(
             f"the run {run_dir} exists",
             hint=f"another --name, or: embedkit train --resume {run_dir}",
         )
-    with reproducible(place):
+    with joined() as world, world.folder(run_dir) as folder, reproducible(place):
         torch.manual_seed(seed_of(recipe.seed, "network"))
         network = create_untrained(recipe, weights="none" if saved else recipe.weights)
         check = None
         if saved:
             failures = read_failures(run_dir)
         else:
-            checkup = examine(recipe, photos, reporter, cache=cache, workers=workers)
+            checkup = world.of_leader(
+                lambda: examine(recipe, photos, reporter, cache=cache, workers=workers)
+            )
             failures, check = checkup.failures(), brief_check(recipe, checkup)
         plan = make_plan(recipe, photos, device=place, failures=failures)
         method = methods.create(recipe.loss, **recipe.loss_options)
         torch.manual_seed(seed_of(recipe.seed, "loss"))
         method.prepare(plan.setting(), network)
+        if recipe.memory_bank:
+            method.loss = CrossBatchMemory(
+                method.loss, size=recipe.memory_bank, embedding_dim=network.embedding_dim
+            )
+        method = assisted(method, recipe, teacher)
+        if isinstance(method, Assisted):
+            method.prepare(plan.setting(), network)
         with stop_requests() as stop:
-            training = _Training(plan, network, method, run_dir, reporter, stop, workers)
+            training = _Training(plan, network, method, folder, reporter, stop, workers, world)
             if saved:
                 training.restore(*saved)
             else:
@@ -176,10 +198,11 @@ class _Training:
         reporter: Reporter,
         stop: threading.Event,
         workers: int | None,
+        world: World,
     ) -> None:
         recipe = plan.recipe
         self.plan, self.recipe, self.run_dir = plan, recipe, run_dir
-        self.tell, self.stop = reporter, stop
+        self.tell, self.stop, self.world = reporter, stop, world
         freeze_stages(network, recipe.freeze)
         if recipe.batch_norm_frozen:
             freeze_batch_norm(network)
@@ -188,6 +211,10 @@ class _Training:
         self.network = network.to(plan.device)
         if plan.device.type != "mps":
             network.to(memory_format=torch.channels_last)
+        check_divisible(network, chunk=recipe.chunk, world=world)
+        self.average = WeightAverage(network, recipe.ema) if recipe.ema else None
+        # Its weights are measured and kept.
+        self.result = self.average.network if self.average else network
         self.method = method.to(plan.device)
         self.optimizer = _create_optimizer(method.groups(network, recipe), recipe.weight_decay)
         self.scaler = torch.amp.GradScaler("cuda", enabled=plan.amp == torch.float16)
@@ -230,6 +257,8 @@ class _Training:
     def run(self) -> None:
         """Train until a reason to stop, then measure the best weights on ``test``."""
         describe(self.plan, self.tell)
+        if not self.world.alone:
+            self.tell.note("together", f"{self.world.size} processes, each a part of every batch")
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._save()
         point_last(self.run_dir)
@@ -245,6 +274,7 @@ class _Training:
                 self._keep_if_best(row)
                 self._save(row)
             test = self._measure_best()
+            self._write_suspects()
         except _StopRequested:
             self._save()
             raise Interrupted(
@@ -269,12 +299,14 @@ class _Training:
         if progress.step == 0:
             torch.manual_seed(seed_of(self.recipe.seed, "epoch", progress.epoch))
             self.method.begin_epoch(progress.epoch, _View(self))
+            self.world.align(self.network, self.method)
         batches = self.sampler.batches(progress.epoch)[: plan.steps_of(progress.epoch)]
         sizes = [len(batch) for batch in batches]
         pictures = self.loader.batches(
             [self.train_rows[batch] for batch in batches],
             epoch=progress.epoch,
             start=progress.step,
+            part=self.world.part,
         )
         self.network.train()
         self.method.train()
@@ -312,23 +344,32 @@ class _Training:
 
     def _step(self, batch: Batch) -> None:
         """Forward, loss, backward, update; then a place where the run may be left."""
-        progress = self.progress
+        progress, recipe = self.progress, self.recipe
         rate = self._rate_of(self._global_step())
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * rate
         with self._autocast():
-            outcome = self.method.step(self.network, batch)
+            network = divided(self.network, batch, chunk=recipe.chunk, world=self.world)
+            outcome = self.method.step(network, batch)
         told = {"loss": float(outcome.loss.detach()), **self.method.stats}
         finite = math.isfinite(told["loss"]) and bool(outcome.embeddings.detach().isfinite().all())
         if not finite:
             raise self._not_finite(told["loss"])
         self.optimizer.zero_grad()
         self._backward(outcome)
+        learning = [part for group in self.optimizer.param_groups for part in group["params"]]
+        self.world.average_gradients(learning)
+        if recipe.clip_gradient is not None:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(learning, recipe.clip_gradient)
+            told["gradient_norm"] = float(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for name, number in told.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + number
         progress.step += 1
+        if self.average is not None:
+            self.average.update(self.network, self._global_step())
         self.events.write("train", told, self._global_step())
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self.events.write("learning_rate", rates, self._global_step())
@@ -384,7 +425,7 @@ class _Training:
             "val": None,
         }
         if len(plan.measured("val")) and (last or (progress.epoch + 1) % recipe.eval_every == 0):
-            row["val"], row["spread"] = self._measure(self.network, "val")
+            row["val"], row["spread"] = self._measure(self.result, "val")
             self.events.write("val", {**row["val"], "spread": row["spread"]}, row["step"])
         row["seconds"], row["waited"] = round(self._elapsed(), 3), round(self.waited, 3)
         if whole:
@@ -405,7 +446,7 @@ class _Training:
         self.progress.best = row
         state = {**self._identity(), "best": row}
         path = self.run_dir / "best.safetensors"
-        write_checkpoint(path, pack(self.network, self.method, None), state)
+        write_checkpoint(path, pack(self.result, self.method, None), state)
 
     def _reason_to_stop(self) -> str | None:
         """Why not to begin or go on with an epoch, as a sentence for people."""
@@ -478,6 +519,20 @@ class _Training:
         metrics = self._measure(best.eval(), split, keep="after")[0]
         return metrics if split == "test" else None
 
+    def _write_suspects(self) -> None:
+        """Name the photos whose labels the classifier doubts, where there is one."""
+        noise = self.method.noise if isinstance(self.method, Assisted) else None
+        if noise is None:
+            return
+        photos, labels = self.setting.photos, self.setting.labels
+        beliefs = noise.beliefs(_View(self).embeddings()).numpy()
+        found = find_suspects(photos.paths, labels, self.setting.classes, beliefs)
+        path = self.run_dir / SUSPECTS_FILE
+        write_suspects(path, found)
+        self.tell.note(
+            "suspects", f"{len(found):,} of {len(labels):,} labels of train are doubted: {path}"
+        )
+
     def _held_out(self) -> str:
         """The split that is measured at the end, or an empty text."""
         return next((name for name in ("test", "val") if len(self.plan.measured(name))), "")
@@ -511,12 +566,13 @@ class _Training:
         self.network.eval()
         parts = []
         with torch.no_grad():
-            for pixels in self.loader.plain(rows, _EVALUATION_BATCH):
+            for pixels in self.loader.plain(rows[self.world.part(len(rows))], _EVALUATION_BATCH):
                 parts.append(embed(self._to_device(pixels)).float().cpu())
                 if done is not None:
-                    done(len(pixels), 0)
-                self._leave_if_asked()
-        return torch.cat(parts)
+                    done(len(pixels) * self.world.size, 0)
+                if self.world.alone:  # Others may have no more batches, and would not be asked.
+                    self._leave_if_asked()
+            return self.world.gather(torch.cat(parts), len(rows))
 
     def _to_device(self, pixels: Pixels) -> Tensor:
         tensor = torch.from_numpy(pixels)
@@ -541,7 +597,14 @@ class _Training:
                 else "the same number, but other names, labels or splits",
                 hint="resume without naming the data, or begin a new run",
             )
-        unpack(tensors, self.network, self.method, self.optimizer)
+        if state.get("teacher") != ours["teacher"]:
+            raise MismatchError(
+                f"the teacher is not the one the run {self.run_dir} was begun with",
+                facts=f"the model {self.recipe.teacher} has other weights now",
+                hint="put the old file back, or begin a new run",
+            )
+        average = self.average.network if self.average else None
+        unpack(tensors, self.network, self.method, self.optimizer, average)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = _Progress(**state["progress"])
@@ -562,7 +625,8 @@ class _Training:
             "progress": dict(vars(self.progress)),
             "scaler": self.scaler.state_dict(),
         }
-        tensors = pack(self.network, self.method, self.optimizer)
+        average = self.average.network if self.average else None
+        tensors = pack(self.network, self.method, self.optimizer, average)
         write_checkpoint(self.run_dir / "last.safetensors", tensors, state)
         if row is not None:
             with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -578,7 +642,9 @@ class _Training:
         """What a checkpoint belongs to."""
         photos = self.plan.photos
         data = {"hash": photos.manifest_hash(), "images": len(photos.paths)}
-        return {"recipe": self.recipe.to_json(), "data": data}
+        distillation = self.method.distillation if isinstance(self.method, Assisted) else None
+        teacher = distillation.teacher.fingerprint if distillation is not None else None
+        return {"recipe": self.recipe.to_json(), "data": data, "teacher": teacher}
 
     def _write_record(
         self, status: str, *, reason: str | None = None, test: dict[str, Any] | None = None
@@ -592,6 +658,7 @@ class _Training:
             "device": str(plan.device),
             "amp": str(plan.amp or torch.float32).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
             "photos_root": str(plan.photos.root.resolve()),
             "data": {
                 **self._identity()["data"],
@@ -627,10 +694,10 @@ class _Training:
 
     def _out_of_time(self) -> bool:
         limit = self.recipe.max_time
-        return limit is not None and self._elapsed() >= limit
+        return limit is not None and self.world.any(self._elapsed() >= limit)
 
     def _leave_if_asked(self) -> None:
-        if self.stop.is_set():
+        if self.world.any(self.stop.is_set()):
             raise _StopRequested
 
 

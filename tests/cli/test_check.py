@@ -158,3 +158,21 @@ def test_wrong_usage_is_one_clear_sentence(
     done = run("check", *arguments)
     assert done.code in (2, 5)
     assert said in done.err
+
+
+def test_wrong_labels_are_written_on_purpose_and_said(place: Path, run: Any) -> None:
+    done = run("check", "--inject-noise", "0.25", "-o", "out", "--json", "--seed", "2")
+    assert done.code == 0
+    document = done.json()
+    rows = (place / "out/noisy.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "path,label,split,true_label,flipped"
+    assert len(rows) == 49
+    assert sum(row.endswith(",1") for row in rows) == len(document["flipped"])
+    assert len(document["flipped"]) == round(0.25 * document["train"])
+    said = run("check", "--inject-noise", "0.25", "-o", "again.csv", "--seed", "2")
+    assert said.out.startswith("10 of 40 training labels are wrong now, in again.csv; 8 photos")
+    for arguments in (["--inject-noise", "0.2"], ["-o", "x"], ["--inject-noise", "2", "-o", "x"]):
+        assert run("check", *arguments).code == 2
+    done = run("check", "again.csv", "--inject-noise", "0.2", "-o", "again.csv")
+    assert done.code == 2
+    assert "is the data itself" in done.err

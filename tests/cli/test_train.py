@@ -17,6 +17,7 @@ import torch
 from embedkit.cli import main as command_line
 from embedkit.data import draw_products
 from embedkit.train import Recipe, Run
+from tests.tiny_model import write_tiny_model
 
 TINY = [
     *("--backbone", "mobilenet_v3_small", "--weights", "none", "--image-size", "32", "--dim", "8"),
@@ -200,6 +201,40 @@ def test_skipped_files_are_named_and_end_in_exit_code_3(
     assert "1 files are no usable pictures" in err
     (line,) = (here / "runs" / "one" / "failed.jsonl").read_text().splitlines()
     assert photos / json.loads(line)["path"] == broken
+
+
+def test_a_teacher_is_loaded_by_the_runtime_and_resumed_with(
+    pictures: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = write_tiny_model(here / "teacher.onnx", dim=5, size=16)
+    taught = [*TINY, "--teacher", "teacher.onnx", "--distill", "both"]
+    assert run(pictures, *taught, "--steps", 4, "--max-time", "0s", "--name", "taught") == 0
+    err = capsys.readouterr().err
+    assert f"teacher   {contract.name}, 5-d, cpu" in err
+    assert "(both, weight 1, augmented photos)" in err
+    assert run("--resume", "runs/last", "--max-time", "1h", "-q") == 0
+    assert Run.load(here / "runs" / "taught").record["steps"] == 4
+    write_tiny_model(here / "teacher.onnx", dim=5, size=16, seed=1)
+    assert run("--resume", "runs/last", "--max-time", "1h") == 5
+    assert "not the one" in capsys.readouterr().err
+    (here / "foreign.onnx").write_bytes(b"no model")
+    for file, code in (("foreign.onnx", 5), ("absent.onnx", 2)):
+        assert run(pictures, *TINY, "--teacher", file, "--name", "never") == code
+        assert file in capsys.readouterr().err
+    assert not (here / "runs" / "never").exists()
+
+
+def test_doubted_labels_are_a_file_in_the_run(
+    pictures: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubted = ["--noise", "dm", "--noise-option", "emphasis=2", "--name", "doubted"]
+    assert run(pictures, *TINY, "--steps", 2, *doubted) == 0
+    err = capsys.readouterr().err
+    assert "noise     dm  power=0.5 emphasis=2" in err
+    assert "of 24 labels of train are doubted: runs/doubted/suspects.csv" in err
+    assert (here / "runs/doubted/suspects.csv").is_file()
+    assert run(pictures, *TINY, "--noise", "dm", "--noise-option", "emphasis") == 2
+    assert "--noise-option takes NAME=VALUE" in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_by_its_link_with_its_own_settings_and_photos(

@@ -466,7 +466,9 @@ def test_only_expected_plain_files_leave_an_archive(
 
 
 @pytest.mark.parametrize(
-    ("data", "error"), [(b"<html>sign in</html>", DataError), (tar_of({"a": b"x"}), MismatchError)]
+    ("data", "error"),
+    [(b"<html>sign in</html>", DataError), (tar_of({"a": b"x"}), MismatchError)],
+    ids=["a page", "another archive"],
 )
 def test_a_file_that_is_no_such_archive_is_refused(
     data: bytes, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

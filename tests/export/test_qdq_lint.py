@@ -235,7 +235,9 @@ def test_a_graph_without_quantisation_passes() -> None:
     assert lint_qdq(onnx.ModelProto()) == []
 
 
-@pytest.mark.parametrize(("change", "nodes", "text"), BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("change", "nodes", "text"), BAD, ids=[change.__name__ for change, _, _ in BAD]
+)
 def test_each_trouble_is_named_at_its_node(change: Change, nodes: set[str], text: str) -> None:
     model = good()
     change(model)

@@ -388,7 +388,7 @@ def test_frozen_stages_and_frozen_batch_norm_stay_as_they_are(
 )
 def test_every_other_loss_trains(photos: PhotoSet, tmp_path: Path, name: str) -> None:
     # An axis per class, which one of them asks for.
-    recipe = _recipe(loss=name, dim=9, epochs=None, steps=2, epoch_steps=2, val_share=0.0)
+    recipe = _recipe(loss=name, dim=16, epochs=None, steps=2, epoch_steps=2, val_share=0.0)
     run = train(recipe, photos, tmp_path / "run", device="cpu")
     (row,) = _lines(run.path)
     assert math.isfinite(row["loss"])
@@ -397,7 +397,7 @@ def test_every_other_loss_trains(photos: PhotoSet, tmp_path: Path, name: str) ->
 
 
 def _sizes(name: str) -> dict[str, int]:
-    return {"num_classes": 2, "embedding_dim": 2} if losses.needs_classes(name) else {}
+    return {"num_classes": 2, "embedding_dim": 8} if losses.needs_classes(name) else {}
 
 
 def test_without_a_held_out_split_the_last_weights_count(photos: PhotoSet, tmp_path: Path) -> None:
