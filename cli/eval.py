@@ -140,6 +140,14 @@ def eval(
             help="Keep the vectors, labels and paths as .npz.",
         ),
     ] = None,
+    failures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_OUTPUT,
+            help="The worst queries and what beat the right answer, as a page.",
+        ),
+    ] = None,
     per_query: Annotated[
         bool,
         typer.Option(
@@ -176,9 +184,10 @@ def eval(
     )
     _describe(photos, display)
     beyond = _beyond_classes(vectors, photos, metric or facts.metric)
-    if not photos.labelled and (not beyond or other is not None or per_query):
+    by_query = other is not None or per_query or failures is not None
+    if not photos.labelled and (not beyond or by_query):
         if beyond:
-            raise UsageError("--compare and --per-query are for photos with classes")
+            raise UsageError("--compare, --per-query and --failures are for photos with classes")
         raise DataError(
             "these photos have no labels, so there is nothing to measure",
             hint="a folder per class, or a CSV with label, target or image_a,image_b,image_c",
@@ -206,6 +215,9 @@ def eval(
     if save_vectors is not None:
         _save(save_vectors, vectors, photos)
         display.note("vectors", str(save_vectors))
+    if failures is not None and figures is not None:
+        _write_failures(failures, figures, vectors, photos, facts)
+        display.note("failures", str(failures))
     for path, error in skipped[:_NAMED]:
         display.warn(f"{path}: {error.reason}; skipped")
     if len(skipped) > _NAMED:
@@ -582,6 +594,24 @@ def _save(path: Path, vectors: Rows, photos: PhotoSet) -> None:
         columns["is_gallery"] = np.array(photos.is_gallery)
     with published(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **columns)
+
+
+def _write_failures(
+    path: Path, figures: Evaluation, vectors: Rows, photos: PhotoSet, facts: _Facts
+) -> None:
+    from embedkit.atomic import published
+    from embedkit.report.failures import failures_page
+
+    page = failures_page(
+        figures,
+        vectors,
+        files=photos.files(),
+        names=[one.as_posix() for one in photos.paths],
+        gallery=photos.is_gallery,
+        title=f"Where {facts.name or Path(facts.path).name} fails",
+    )
+    with published(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from embedkit import __version__
+from embedkit.cli.atlas import atlas
 from embedkit.cli.bench import bench
 from embedkit.cli.check import check
 from embedkit.cli.cluster import cluster
@@ -93,6 +94,7 @@ for command in (
     cluster,
     verify,
     serve,
+    atlas,
     check,
     data,
     list_,

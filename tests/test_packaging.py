@@ -74,6 +74,7 @@ def test_the_wheel_holds_every_module_and_only_embedkit(built: Path) -> None:
     assert "embedkit/py.typed" in names
     page = {path.name for path in (ROOT / "embedkit/serve/page").iterdir()}
     assert {f"embedkit/serve/page/{name}" for name in page} <= names
+    assert {"embedkit/report/atlas.js", "embedkit/report/atlas.css"} <= names
 
 
 def test_the_sdist_can_build_and_carries_licence_and_readme(built: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = [
     "cluster",
     "verify",
     "serve",
+    "atlas",
     "check",
     "data",
     "list",
