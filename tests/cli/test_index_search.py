@@ -9,44 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 from PIL import Image
 
-from embedkit.cli import main as command_line
 from embedkit.imaging import Preprocess, read_pixels
 from embedkit.runtime import Embedder
 from tests.tiny_model import tiny_vectors, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        """stdout, which must be exactly one document."""
-        document: dict[str, Any] = json.loads(self.out)
-        assert self.out.count("\n") == 1
-        return document
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Done:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 def picture(path: Path, seed: int) -> Path:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from PIL import Image
 
-from embedkit.cli import main as command_line
 from embedkit.export.precision import with_contract
 from embedkit.imaging import read_pixels
 from embedkit.runtime import read_contract
@@ -28,30 +26,6 @@ THRESHOLDS = {
     **{"pair_match": 0.9, "pair_unsure": 0.4, "pair_match_false": 0.001},
     **{"pair_unsure_false": 0.01, "queries": 200.0},
 }
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.out)
-        assert self.out.count("\n") == 1
-        return document
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Done:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 def picture(path: Path, seed: int) -> Path:
