@@ -90,6 +90,7 @@ def test_the_latest_run_becomes_a_model_an_engine_and_a_report(
         assert embedder.self_test() > 0.9999
         assert embedder.contract.weights_hash == Run.load(run).contract().weights_hash
     assert read_contract(run / "model.engine").fingerprint == embedder.contract.fingerprint
+    assert "### With onnxruntime alone" in (run / "MODEL_CARD.md").read_text()
     report = json.loads((run / "export-report.json").read_text())
     assert report["schema"] == "embedkit.export/1"
     assert report["gate"]["passed"] is True
