@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import tomllib
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -156,6 +155,8 @@ def _backbone(name: str) -> _Page:
 
 
 def _recipe(name: str) -> _Page:
+    import tomllib
+
     from embedkit.cli.recipes import FACTS, read_recipe
 
     recipe = read_recipe(name)
