@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation [--sizes 20000,200000] [--dim 512] [--queries Q]
 
-Vectors of classes of 10 with noise, recall@1 about 0.75. Each size runs in a process of its own, so
+Vectors of classes of 10 with noise. Each size runs in a process of its own, so
 that its peak is its own; faiss searches the same vectors for the same top ranks (the largest R, and
 the query itself) with IndexFlatIP in the same process, after the peak was read. Both use as many
 threads as OMP_NUM_THREADS says. ``--queries`` lets only the first classes ask, Q rows of both: the
