@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit.cli.index import from_here
 from embedkit.errors import MismatchError, UsageError
+from embedkit.runtime.words import (
+    METRICS,
+    megabytes,
+    network_in_words,
+    preprocess_in_words,
+    scores_in_words,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from embedkit.runtime import ModelContract
 
-__all__ = ["Artefact", "megabytes", "read_artefact"]
+__all__ = ["Artefact", "read_artefact"]
 
 _LARGEST_JSON = 256_000_000
 _MOST_SCALARS = 12
@@ -78,11 +86,8 @@ def read_artefact(path: Path) -> Artefact:
         f"embedkit does not know what {path} is",
         facts="known: a run's folder, .onnx, .engine, .safetensors, .faiss and its .store, and the "
         "JSON documents of embedkit",
+        hint="embedkit info runs/last",
     )
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -131,13 +136,6 @@ def _engine(path: Path) -> Artefact:
 
 
 def _contract(contract: ModelContract) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    from embedkit.runtime.words import (
-        network_in_words,
-        preprocess_in_words,
-        scores_in_words,
-        trained_on,
-    )
-
     lines = [("model", contract.name), ("gives", network_in_words(contract))]
     lines += [("pixels", step) for step in preprocess_in_words(contract.preprocess)]
     if contract.loss:
@@ -174,7 +172,6 @@ def _run(folder: Path) -> Artefact:
             hint="embedkit info runs/last, or name a file",
         )
     from embedkit.report.run_files import read_run
-    from embedkit.runtime.words import trained_on
 
     run = read_run(folder)
     try:
@@ -386,8 +383,6 @@ def _scalars(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
-    from embedkit.runtime.words import METRICS
-
     told = [
         f"{name} {metrics[key]:.4f}"
         for key, name in METRICS.items()

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["atlas"]
 
 _MEGABYTE = 1_000_000
-_NAMED = 5
 
 
 def atlas(
@@ -78,10 +77,10 @@ def atlas(
     hits = _hits(catalog, shown)
     with display.progress("pictures", len(hits) if thumbnails else 0) as advance:
         sprites = make_sprites([hit.path for hit in hits], thumbnails * _MEGABYTE, progress=advance)
-    for at, error in sprites.failed[:_NAMED]:
-        display.warn(f"{_name(hits[at])}: {error.reason}; no thumbnail")
-    if len(sprites.failed) > _NAMED:
-        display.warn(f"and {len(sprites.failed) - _NAMED:,} more without a thumbnail")
+    display.warn_of(
+        [f"{_name(hits[at])}: {error.reason}; no thumbnail" for at, error in sprites.failed],
+        "without a thumbnail",
+    )
     with_thumbnail = int((sprites.places >= 0).sum())
     title, labels = f"Atlas of {catalog.path.stem}", [hit.label for hit in hits]
     page = atlas_page(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = ["Advance", "AsJson", "Display", "Quiet", "Verbose", "printable", "show_error"]
+
+_NAMED = 5
 
 Advance = Callable[[int, int], None]
 """``advance(done, failed)``: that many more are done, of which that many failed."""
@@ -72,6 +74,13 @@ class Display:
         if not self.quiet:
             self._stderr().print("warning   ", end="", style="bold yellow", markup=False)
             self._stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def warn_of(self, troubles: Sequence[str], rest: str) -> None:
+        """The first five by name, the others as a number: ``and 7 more <rest>``."""
+        for trouble in troubles[:_NAMED]:
+            self.warn(trouble)
+        if len(troubles) > _NAMED:
+            self.warn(f"and {len(troubles) - _NAMED:,} more {rest}")
 
     def answer(self, renderable: RenderableType) -> None:
         """The command's answer for people, on stdout; nothing under ``--json``."""

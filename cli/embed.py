@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.backend import Backend
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import default_model, from_here
+from embedkit.cli.work import Backend, Batch, Device
 from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,14 +49,9 @@ def embed(
     web: Annotated[
         bool, typer.Option("--web", help="Take http:// and https:// addresses too.")
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N."),
-    ] = "auto",
+    device: Device = "auto",
     backend: Backend = "auto",
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 32,
+    batch: Batch = 32,
     workers: Annotated[
         int | None,
         typer.Option(

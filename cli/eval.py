@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.backend import Backend
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
+from embedkit.cli.work import Backend, Batch, Device, Workers
 from embedkit.errors import (
     DataError,
     ImageError,
@@ -39,7 +39,7 @@ _VECTORS = (".npy", ".npz")
 _SPLITS = ("train", "val", "test", "all")
 # k-means up to this many rows x classes is a matter of seconds.
 _QUICK_CLUSTERS = 2_000_000
-_WORST, _NAMED = 8, 5
+_WORST = 8
 
 
 def eval(
@@ -119,19 +119,10 @@ def eval(
             help="Difference to an evaluation saved with --json --per-query.",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: Device = "auto",
     backend: Backend = "auto",
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 64,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", "-j", min=1, rich_help_panel=_WORK, help="Threads that decode (the cores)."
-        ),
-    ] = None,
+    batch: Batch = 64,
+    workers: Workers = None,
     save_vectors: Annotated[
         Path | None,
         typer.Option(
@@ -218,10 +209,10 @@ def eval(
     if failures is not None and figures is not None:
         _write_failures(failures, figures, vectors, photos, facts)
         display.note("failures", str(failures))
-    for path, error in skipped[:_NAMED]:
-        display.warn(f"{path}: {error.reason}; skipped")
-    if len(skipped) > _NAMED:
-        display.warn(f"and {len(skipped) - _NAMED:,} more that are no usable pictures")
+    display.warn_of(
+        [f"{path}: {error.reason}; skipped" for path, error in skipped],
+        "that are no usable pictures",
+    )
     display.answer(_whole_page(beyond, figures, differences))
     display.document(
         "eval",

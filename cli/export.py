@@ -10,6 +10,7 @@ import typer
 
 from embedkit.cli import engine
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
+from embedkit.cli.index import from_here
 from embedkit.cli.rungs import rungs_table
 from embedkit.errors import UnknownNameError, UsageError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 _PRECISION, _ENGINE, _GATE, _OUTPUT = "Precision", "TensorRT", "Gate", "Output"
-_NAMED = 5
 
 
 def export(
@@ -145,6 +145,7 @@ def export(
         sample,
     )
     from embedkit.export.card import write_card
+    from embedkit.runtime.words import megabytes
     from embedkit.train import Run, latest_run
 
     if quant not in QUANT:
@@ -177,10 +178,9 @@ def export(
             [labels[row] for row in rows],
             progress=advance,
         )
-    for path, reason in held_out.skipped[:_NAMED]:
-        display.warn(f"{path}: {reason}")
-    if len(held_out.skipped) > _NAMED:
-        display.warn(f"and {len(held_out.skipped) - _NAMED} more photos that could not be read")
+    display.warn_of(
+        [f"{path}: {reason}" for path, reason in held_out.skipped], "photos that could not be read"
+    )
     with display.progress("fp32", len(held_out.pixels)) as advance:
         contract, report = publish_checked(
             network,
@@ -192,7 +192,7 @@ def export(
         )
     removed = remove_leftovers(folder)
     for path in removed:
-        display.warn(f"{_near(path)} belonged to another model and was removed")
+        display.warn(f"{from_here(path)} belonged to another model and was removed")
     document: dict[str, Any] = {
         "run": str(trained.path),
         "model": str(model),
@@ -230,10 +230,10 @@ def export(
         _write_report(folder, document)
     display.answer(rungs_table(ladder))
     deployed = ladder.taken.path or model
-    display.note("onnx", f"{_near(model)} ({_megabytes(model.stat().st_size)}), equal to torch")
+    display.note("onnx", f"{from_here(model)} ({megabytes(model.stat().st_size)}), equal to torch")
     if deployed != model:
-        size = _megabytes(deployed.stat().st_size)
-        display.note(ladder.taken.precision, f"{_near(deployed)} ({size}), for the same index")
+        size = megabytes(deployed.stat().st_size)
+        display.note(ladder.taken.precision, f"{from_here(deployed)} ({size}), for the same index")
     source = ladder.engine.path if ladder.engine and ladder.engine.path else model
 
     card = write_card(document)
@@ -241,8 +241,8 @@ def export(
         document["engine"] = engine.build(source, folder, asked, display)
         _write_report(folder, document)
         write_card(document)
-    display.note("card", str(_near(card)))
-    display.note("saved", str(_near(folder)))
+    display.note("card", from_here(card))
+    display.note("saved", from_here(folder))
     display.note("next", _next(deployed))
     display.document("export", document)
     if held_out.skipped:
@@ -277,14 +277,4 @@ def _next(model: Path) -> str:
     """`embedkit index` finds the latest run's model by itself."""
     usual = Path("runs/last/model.onnx")
     found = usual.exists() and usual.samefile(model)
-    return "embedkit index ./catalog" + ("" if found else f" --model {_near(model)}")
-
-
-def _near(path: Path) -> Path:
-    """The path as one would type it here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+    return "embedkit index ./catalog" + ("" if found else f" --model {from_here(model)}")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.backend import Backend
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
+from embedkit.cli.work import Backend, Batch, Device, Workers
 from embedkit.errors import EmbedKitError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["default_model", "from_here", "index"]
 
 _WORK, _KIND, _OUTPUT = "Work", "Kind of index (kept by later runs)", "Output"
-_NAMED = 5
 
 
 def index(
@@ -97,19 +96,10 @@ def index(
             "--tiny", rich_help_panel=_KIND, help="Rough 4-bit codes: short for --type tiny."
         ),
     ] = False,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: Device = "auto",
     backend: Backend = "auto",
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", "-j", min=1, rich_help_panel=_WORK, help="Threads that decode (the cores)."
-        ),
-    ] = None,
+    batch: Batch = 32,
+    workers: Workers = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -168,10 +158,10 @@ def index(
     failed_list = output.with_name(output.name + ".failed.jsonl")
     if not dry_run:
         _write_failures(failed_list, folder, report.failures)
-    for path, error in report.failures[:_NAMED]:
-        display.warn(f"{from_here(path)}: {error.reason}")
-    if len(report.failures) > _NAMED:
-        display.warn(f"and {len(report.failures) - _NAMED:,} more that are no usable pictures")
+    display.warn_of(
+        [f"{from_here(path)}: {error.reason}" for path, error in report.failures],
+        "that are no usable pictures",
+    )
     kind = None if dry_run else Catalog.open(output, mmap=True).choice
     if kind:
         for reason in kind.tried:

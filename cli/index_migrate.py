@@ -11,6 +11,7 @@ import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import from_here
+from embedkit.cli.work import Batch, Device, Workers
 
 if TYPE_CHECKING:
     from embedkit.index.migrate import Bridge, Losses
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["migrate"]
 
 _WORK = "Work"
-_NAMED = 5
 
 
 def migrate(
@@ -30,19 +30,9 @@ def migrate(
             metavar="COUNT", min=100, help="Pictures that both models embed to fit the bridge."
         ),
     ] = 2000,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N."),
-    ] = "auto",
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", "-j", min=1, rich_help_panel=_WORK, help="Threads that decode (the cores)."
-        ),
-    ] = None,
+    device: Device = "auto",
+    batch: Batch = 32,
+    workers: Workers = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -98,10 +88,10 @@ def migrate(
             fitted=fitted,
             progress=progress,
         )
-    for path, error in report.failures[:_NAMED]:
-        display.warn(f"{from_here(path)}: {error.reason}")
-    if len(report.failures) > _NAMED:
-        display.warn(f"and {len(report.failures) - _NAMED:,} more that are no usable pictures")
+    display.warn_of(
+        [f"{from_here(path)}: {error.reason}" for path, error in report.failures],
+        "that are no usable pictures",
+    )
     display.answer(f"index     {from_here(index)}: {report.count:,} pictures by {contract.name}")
     display.document(
         "index-migrate",

@@ -10,6 +10,7 @@ import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import from_here
+from embedkit.cli.work import Batch, Device, Workers
 from embedkit.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would be done
 Model = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The index's own model (found beside it).")
 ]
-Device = Annotated[str, typer.Option(rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N.")]
 
 
 def add(
@@ -41,15 +41,8 @@ def add(
     model: Model = None,
     dry_run: DryRun = False,
     device: Device = "auto",
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_WORK, help="Pictures at once.")
-    ] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", "-j", min=1, rich_help_panel=_WORK, help="Threads that decode (the cores)."
-        ),
-    ] = None,
+    batch: Batch = 32,
+    workers: Workers = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from embedkit.cli.backend import Backend
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
 from embedkit.cli.index import from_here
+from embedkit.cli.work import Backend, Device
 from embedkit.errors import DataError, EmbedKitError, ImageError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -131,10 +131,7 @@ def search(
             metavar="FILE", rich_help_panel=_OUTPUT, help="Also a page with the pictures."
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N."),
-    ] = "auto",
+    device: Device = "auto",
     backend: Backend = "auto",
     mmap: Annotated[
         bool | None,

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import typer
 
-from embedkit.cli.backend import Backend
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import from_here
 from embedkit.cli.search import default_index
+from embedkit.cli.work import Backend, Device
 from embedkit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ def serve(
             help="Where small pictures are kept (the user's cache).",
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=_WORK, help="auto, cpu, cuda or cuda:N."),
-    ] = "auto",
+    device: Device = "auto",
     backend: Backend = "auto",
     mmap: Annotated[
         bool,

@@ -22,6 +22,7 @@ from embedkit.runtime.latency import measure
 from embedkit.runtime.machine import describe_machine
 from embedkit.runtime.words import (
     METRICS,
+    megabytes,
     network_in_words,
     preprocess_in_words,
     scores_in_words,
@@ -164,7 +165,7 @@ def _files(models: dict[Path, str], engine: dict[str, Any] | None) -> str:
         path = Path(engine["path"])
         rows.append((path.name, path, f"engine, compute capability {engine['compute_capability']}"))
     lines = [
-        [f"`{name}`", what, _megabytes(path.stat().st_size), f"`{_sha256(path)}`"]
+        [f"`{name}`", what, megabytes(path.stat().st_size), f"`{_sha256(path)}`"]
         for name, path, what in rows
     ]
     table = _table(["file", "precision", "size", "sha256"], lines)
@@ -478,10 +479,6 @@ def _filled(text: str) -> str:
         textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
         for line in text.split("\n")
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from embedkit.imaging.preprocess import Preprocess
 from embedkit.runtime.contract import ModelContract
 
-__all__ = ["METRICS", "network_in_words", "preprocess_in_words", "scores_in_words", "trained_on"]
+__all__ = ["METRICS", "megabytes", "network_in_words", "preprocess_in_words", "scores_in_words"]
+__all__ += ["trained_on"]
 
 METRICS = {"recall@1": "recall@1", "map@r": "MAP@R", "r_precision": "R-precision", "mrr": "MRR"}
 """Retrieval metrics worth a line, by the names they have in JSON."""
@@ -66,6 +67,11 @@ def scores_in_words(thresholds: dict[str, float]) -> str:
         f"match from {match:.4g} ({100 * match_false:.3g} % of strangers reach it), unsure from "
         f"{unsure:.4g} ({100 * unsure_false:.3g} %){of}"
     )
+
+
+def megabytes(size: int) -> str:
+    """A file's size: ``9.5 MB``, or ``86.0 kB`` below a tenth of that."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 def _numbers(values: tuple[float, float, float]) -> str:
