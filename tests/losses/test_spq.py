@@ -32,7 +32,7 @@ def softmax(scores: list[complex]) -> list[complex]:
 
 
 def formula(loss: ProductQuantizationLoss, loops: Any) -> Callable[..., complex]:
-    words, centres, bias = (x.tolist() for x in (loss.words, loss.centres, loss.bias))
+    words, centres, bias = (x.tolist() for x in (loss.quantizer.words, loss.centres, loss.bias))
     size = len(words[0][0])
 
     def shares(row: Any) -> list[list[complex]]:
@@ -40,7 +40,8 @@ def formula(loss: ProductQuantizationLoss, loops: Any) -> Callable[..., complex]
         for m, book in enumerate(words):
             part = row[m * size : (m + 1) * size]
             if loss.assign == "logits":
-                layer, shift = loss.layer[m].tolist(), loss.layer_bias[m].tolist()
+                book_of = loss.quantizer
+                layer, shift = book_of.layer[m].tolist(), book_of.layer_bias[m].tolist()
                 scores = [loops.dot(part, a) + b for a, b in zip(layer, shift, strict=True)]
             else:
                 scores = [-loops.squared(part, word) / loss.temperature for word in book]
@@ -86,7 +87,7 @@ def test_matches_the_formula_written_as_loops(
     agrees(loss, formula(loss, loops), batch)
 
 
-@pytest.mark.parametrize("name", ["words", "centres", "bias"])
+@pytest.mark.parametrize("name", ["quantizer.words", "centres", "bias"])
 def test_codebooks_centres_and_bias_have_the_slope_of_the_value(name: str) -> None:
     loss = make().double()
     x, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) // 2
@@ -109,7 +110,7 @@ def test_the_hard_path_alone_teaches_the_layer_that_chooses() -> None:
     loss = make(centre=0, even=0, sharp=0)
     x = torch.randn(6, 4, requires_grad=True)
     loss(x, torch.arange(6) // 2).backward()
-    for slope in (x.grad, loss.layer.grad, loss.layer_bias.grad, loss.words.grad):
+    for slope in (x.grad, *(part.grad for part in loss.quantizer.parameters())):
         assert slope is not None
         assert slope.any()
 
@@ -119,7 +120,7 @@ def test_codes_are_the_nearest_words_only_by_distance() -> None:
 
     def nearest(loss: ProductQuantizationLoss) -> Tensor:
         parts = x.reshape(200, 2, 1, 2)
-        return (parts - loss.words.detach()[None]).square().sum(3).argmin(2)
+        return (parts - loss.quantizer.words.detach()[None]).square().sum(3).argmin(2)
 
     by_distance, by_logits = make(assign="distance"), make()
     assert torch.equal(by_distance.codes(x), nearest(by_distance))

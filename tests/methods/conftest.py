@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import pytest
 from embedkit.data import PhotoSet, draw_products, read_photos
 from embedkit.errors import Interrupted
 from embedkit.train import Recipe, checkpoint, train
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
 TrainStopped = Callable[[Recipe, PhotoSet, Path, Sequence[int]], Path]
@@ -28,26 +28,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> PhotoSet:
 
 @pytest.fixture
 def tiny() -> Callable[..., Recipe]:
-    """A recipe of 3 epochs of 2 steps of 6 pictures, with changes."""
-
-    def make(**changes: Any) -> Recipe:
-        recipe = Recipe(
-            backbone="mobilenet_v3_small",
-            weights="none",
-            dim=8,
-            image_size=32,
-            classes_per_batch=3,
-            images_per_class=2,
-            freeze=6,
-            freeze_batch_norm=True,
-            epochs=3,
-            epoch_steps=2,
-            val_share=0.3,
-            patience=0,
-        )
-        return dataclasses.replace(recipe, **changes)
-
-    return make
+    """Makes the recipe of these trainings, with changes."""
+    return tiny_recipe
 
 
 @pytest.fixture

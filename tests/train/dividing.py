@@ -15,9 +15,10 @@ from embedkit import losses, methods
 from embedkit.data import PhotoLoader, PhotoSet
 from embedkit.methods import Batch
 from embedkit.models import EmbeddingNet, create_pooling, freeze_batch_norm
-from embedkit.train import Recipe, make_plan
+from embedkit.train import make_plan
 from embedkit.train.distributed import World
 from embedkit.train.large_batch import check_divisible, divided
+from tests.tiny_recipe import tiny_recipe
 
 __all__ = [
     "farthest",
@@ -26,7 +27,6 @@ __all__ = [
     "method_names",
     "tiny_batch",
     "tiny_network",
-    "tiny_recipe",
 ]
 
 ALONE = World()
@@ -66,25 +66,6 @@ def tiny_batch(count: int, *, side: int = 7) -> Batch:
     return Batch(pixels, rows, rows // 2, None, 0, 0)
 
 
-def tiny_recipe(**changes: Any) -> Recipe:
-    """3 epochs of 2 steps of 6 pictures, with changes."""
-    recipe = Recipe(
-        backbone="mobilenet_v3_small",
-        weights="none",
-        dim=12,
-        image_size=32,
-        classes_per_batch=3,
-        images_per_class=2,
-        freeze=6,
-        freeze_batch_norm=True,
-        epochs=3,
-        epoch_steps=2,
-        val_share=0.3,
-        patience=0,
-    )
-    return dataclasses.replace(recipe, **changes)
-
-
 def loss_gradients(name: str, *, chunk: int | None = None, world: World = ALONE) -> Gradients:
     """Of a loss of 12 pictures of 6 classes; a loss must not mind the labels' meaning."""
     network = tiny_network()
@@ -112,7 +93,7 @@ def method_gradients(
     name: str, photos: PhotoSet, *, chunk: int | None = None, world: World = ALONE
 ) -> Gradients:
     """Of the first step of a training by a method."""
-    recipe = tiny_recipe(loss=name, freeze=0)
+    recipe = tiny_recipe(loss=name, dim=12, freeze=0)
     plan = make_plan(recipe, photos, device=torch.device("cpu"))
     method, setting = methods.create(name), plan.setting()
     torch.manual_seed(0)

@@ -23,12 +23,12 @@ from embedkit.data import read_photos
 from embedkit.errors import EmbedKitError, Interrupted, UsageError
 from embedkit.train import train
 from embedkit.train.distributed import World, joined
+from tests.tiny_recipe import tiny_recipe
 from tests.train.dividing import (
     farthest,
     loss_gradients,
     method_gradients,
     method_names,
-    tiny_recipe,
 )
 from tests.train.listener import Listener
 

@@ -19,7 +19,8 @@ from embedkit.data import PhotoSet
 from embedkit.errors import UsageError
 from embedkit.train import checkpoint, train
 from embedkit.train.distributed import World
-from tests.train.dividing import method_names, tiny_recipe
+from tests.tiny_recipe import tiny_recipe
+from tests.train.dividing import method_names
 
 
 @dataclass(frozen=True)

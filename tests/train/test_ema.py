@@ -12,7 +12,8 @@ from embedkit.data import PhotoSet
 from embedkit.errors import Interrupted, UsageError
 from embedkit.train import checkpoint, train
 from embedkit.train.ema import WeightAverage
-from tests.train.dividing import tiny_network, tiny_recipe
+from tests.tiny_recipe import tiny_recipe
+from tests.train.dividing import tiny_network
 from tests.train.listener import Listener
 
 

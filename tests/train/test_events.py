@@ -11,22 +11,11 @@ import pytest
 
 from embedkit.data import PhotoSet
 from embedkit.errors import Interrupted, MissingExtraError
-from embedkit.train import Recipe, train
+from embedkit.train import train
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
-_TINY = Recipe(
-    loss="proxy-anchor",
-    backbone="mobilenet_v3_small",
-    weights="none",
-    dim=8,
-    image_size=32,
-    classes_per_batch=3,
-    images_per_class=2,
-    freeze=6,
-    epochs=2,
-    epoch_steps=2,
-    val_share=0.3,
-)
+_TINY = tiny_recipe(loss="proxy-anchor", freeze_batch_norm=False, epochs=2)
 
 
 def _scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -12,22 +12,12 @@ import pytest
 
 from embedkit.data import PhotoSet, doctor_facts, read_photos
 from embedkit.errors import DataError, MismatchError
-from embedkit.train import Recipe, examine, train
+from embedkit.train import examine, train
 from embedkit.train.examine import failure_lines, read_failures
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
-_TINY = Recipe(
-    loss="rll",
-    backbone="mobilenet_v3_small",
-    weights="none",
-    dim=8,
-    image_size=32,
-    classes_per_batch=3,
-    images_per_class=2,
-    freeze=6,
-    steps=1,
-    val_share=0.3,
-)
+_TINY = tiny_recipe(loss="rll", epochs=None, epoch_steps=None, steps=1)
 _UNLABELLED = dataclasses.replace(_TINY, loss="isif")
 
 

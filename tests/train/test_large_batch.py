@@ -18,6 +18,7 @@ from embedkit.errors import UsageError
 from embedkit.train import Run, train
 from embedkit.train.distributed import World
 from embedkit.train.large_batch import check_divisible, divided, in_chunks
+from tests.tiny_recipe import tiny_recipe
 from tests.train.dividing import (
     farthest,
     loss_gradients,
@@ -25,7 +26,6 @@ from tests.train.dividing import (
     method_names,
     tiny_batch,
     tiny_network,
-    tiny_recipe,
 )
 
 

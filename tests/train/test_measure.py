@@ -15,26 +15,14 @@ from embedkit.data import PhotoSet, Triplet, read_photos
 from embedkit.errors import DataError
 from embedkit.train import Recipe, Run, make_plan, train
 from embedkit.train.measure import brief, quality, quality_name
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
 _CPU = torch.device("cpu")
-_TINY = Recipe(
-    backbone="mobilenet_v3_small",
-    weights="none",
-    dim=8,
-    image_size=32,
-    classes_per_batch=3,
-    images_per_class=2,
-    freeze=12,
-    freeze_batch_norm=True,
-    epochs=2,
-    epoch_steps=1,
-    val_share=0.3,
-)
 
 
 def _recipe(loss: str) -> Recipe:
-    return dataclasses.replace(_TINY, loss=loss)
+    return tiny_recipe(loss=loss, freeze=12, epochs=2, epoch_steps=1)
 
 
 def test_numbers_choose_by_ndcg_and_keep_a_label_on_one_side(

@@ -31,6 +31,7 @@ from embedkit.train.assisted import Assisted
 from embedkit.train.checkpoint import read_checkpoint
 from embedkit.train.robust_labels import RobustLabels, noise_options
 from embedkit.train.suspects import find_suspects
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -192,22 +193,7 @@ def test_pencil_is_its_formula_for_the_network_and_for_the_guesses() -> None:
 
 
 def _recipe(**changes: Any) -> Recipe:
-    tiny = Recipe(
-        loss="contrastive",
-        backbone="mobilenet_v3_small",
-        weights="none",
-        dim=8,
-        image_size=32,
-        classes_per_batch=3,
-        images_per_class=2,
-        freeze=6,
-        freeze_batch_norm=True,
-        epochs=3,
-        epoch_steps=2,
-        val_share=0.3,
-        patience=0,
-    )
-    return dataclasses.replace(tiny, **changes)
+    return tiny_recipe(**{"loss": "contrastive"} | changes)
 
 
 class _Net:

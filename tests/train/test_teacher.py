@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from embedkit.methods import Batch
 from embedkit.train import Recipe, Teacher, train
 from embedkit.train.checkpoint import read_checkpoint
 from embedkit.train.teacher import Distillation, absolute, relative
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
 
@@ -128,23 +128,8 @@ def test_parts_of_a_batch_in_several_processes_are_refused() -> None:
 
 
 def _recipe(**changes: Any) -> Recipe:
-    tiny = Recipe(
-        loss="contrastive",
-        backbone="mobilenet_v3_small",
-        weights="none",
-        dim=8,
-        image_size=32,
-        classes_per_batch=3,
-        images_per_class=2,
-        freeze=6,
-        freeze_batch_norm=True,
-        epochs=2,
-        epoch_steps=2,
-        val_share=0.3,
-        patience=0,
-        teacher="somewhere/teacher.onnx",
-    )
-    return dataclasses.replace(tiny, **changes)
+    settings = {"loss": "contrastive", "epochs": 2, "teacher": "somewhere/teacher.onnx"}
+    return tiny_recipe(**settings | changes)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

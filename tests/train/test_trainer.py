@@ -31,6 +31,7 @@ from embedkit.errors import (
 )
 from embedkit.imaging import read_pixels
 from embedkit.train import Recipe, Run, checkpoint, choose_device, make_plan, train, trainer
+from tests.tiny_recipe import tiny_recipe
 from tests.train.listener import Listener
 
 _TIMES = ("seconds", "waited", "elapsed")
@@ -79,21 +80,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, photos: PhotoSet) -> Path
 
 def _recipe(**changes: Any) -> Recipe:
     """3 epochs of 2 steps with class vectors and live BatchNorm: all there is to go wrong."""
-    tiny = Recipe(
-        loss="proxy-anchor",
-        backbone="mobilenet_v3_small",
-        weights="none",
-        dim=8,
-        image_size=32,
-        classes_per_batch=3,
-        images_per_class=2,
-        freeze=6,
-        epochs=3,
-        epoch_steps=2,
-        val_share=0.3,
-        patience=0,
-    )
-    return dataclasses.replace(tiny, **changes)
+    return tiny_recipe(**{"loss": "proxy-anchor", "freeze_batch_norm": False} | changes)
 
 
 # --- the same again -----------------------------------------------------------------------------
