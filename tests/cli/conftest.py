@@ -1,25 +1,21 @@
-"""What the tests of the commands share: a command line that is called, and what it answered."""
+"""What the tests of the commands share: an empty folder, and a command with all it wrote."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from embedkit.cli import main as command_line
+from tests.cli.command import Done, embedkit
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        """stdout, which must be exactly one document."""
-        document: dict[str, Any] = json.loads(self.out)
-        assert self.out.count("\n") == 1
-        return document
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
 
 
 @pytest.fixture
@@ -28,10 +24,9 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 
     def call(*arguments: object) -> Done:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line.main([str(argument) for argument in arguments])
+        code = embedkit(*arguments)
         out, err = capfd.readouterr()
         assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
+        return Done(code, out, err)
 
     return call

@@ -8,17 +8,10 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from embedkit.cli.main import main
+from tests.cli.command import embedkit
 from tests.tiny_model import write_tiny_model
 
 QUICK = ("--seconds", "0.01", "--photo-size", "40x30")
-
-
-def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from embedkit.cli import main as command_line
 from embedkit.data import draw_products
+from tests.cli.command import embedkit
 
 TINY = [
     *("--backbone", "squeezenet1_1", "--weights", "none", "--image-size", "32", "--dim", "8"),
@@ -25,19 +25,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_products(folder, classes=12, images_per_class=4, size=40)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
-
-
 def run(*arguments: object) -> int:
     """The exit code of ``embedkit compare ...`` in this process."""
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["compare", *map(str, arguments)])
-    return int(left.value.code or 0)
+    return embedkit("compare", *arguments)
 
 
 def test_a_quick_try_shows_its_table_and_says_everywhere_that_it_compares_nothing(
@@ -83,9 +73,7 @@ def test_a_quick_try_shows_its_table_and_says_everywhere_that_it_compares_nothin
     assert "try: another -o" in err
     winner = document["lead"]["winner"]
     recipe = folder / "rows" / winner / "recipe.toml"
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["train", str(pictures), "--config", str(recipe), "--dry-run", "-q"])
-    assert not left.value.code
+    assert embedkit("train", pictures, "--config", recipe, "--dry-run", "-q") == 0
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

@@ -12,15 +12,8 @@ import pytest
 
 from embedkit.cli import environment
 from embedkit.cli.environment import Finding, examine
-from embedkit.cli.main import main
 from embedkit.runtime import machine
-
-
-def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+from tests.cli.command import embedkit
 
 
 class MadeUp:

@@ -10,21 +10,14 @@ import pytest
 from PIL import Image
 
 from embedkit.cli.engine import wish
-from embedkit.cli.main import main
 from embedkit.errors import UsageError
 from embedkit.runtime.backends.cuda import this_gpu
 from embedkit.runtime.engine_file import open_engine
+from tests.cli.command import embedkit
 from tests.runtime.fake_nvidia import Nvidia
 from tests.tiny_model import tiny_contract, write_tiny_model
 
 pytest.importorskip("tensorrt_rtx")
-
-
-def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 @pytest.fixture

@@ -6,16 +6,17 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedkit.cli import main as command_line
 from embedkit.data import draw_products, read_photos
 from embedkit.evaluate import retrieval_metrics
 from embedkit.imaging import Preprocess, read_pixels
+from tests.cli.command import Done
 from tests.tiny_model import tiny_vectors, write_tiny_model
 
 KEYS = {
@@ -24,31 +25,18 @@ KEYS = {
 }
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
+class EvalDone(Done):
     def json(self) -> dict[str, Any]:
         """stdout, which must be exactly one document."""
-        document: dict[str, Any] = json.loads(self.out)
-        assert self.out.count("\n") == 1
+        document = super().json()
         assert document["schema"] == "embedkit.eval/1"
         assert set(document) == KEYS
         return document
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Done:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
-
-    return call
+def run(run: Callable[..., Done]) -> Callable[..., EvalDone]:
+    return lambda *arguments: EvalDone(*run(*arguments))
 
 
 @pytest.fixture(scope="module")

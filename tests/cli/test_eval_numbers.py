@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedkit.cli import main as command_line
 from embedkit.evaluate import continuous_metrics
+from tests.cli.command import embedkit
 
 
 @pytest.fixture
@@ -23,9 +23,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["eval", *map(str, arguments)])
-    return int(left.value.code or 0)
+    return embedkit("eval", *arguments)
 
 
 def test_numbers_are_measured_without_labels(

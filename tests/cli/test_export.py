@@ -13,17 +13,10 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from embedkit.cli.main import main
 from embedkit.export.precision import with_contract
 from embedkit.runtime import Embedder, read_contract
 from embedkit.train import Run
-
-
-def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+from tests.cli.command import embedkit
 
 
 @pytest.fixture(scope="module")

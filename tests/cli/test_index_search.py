@@ -14,20 +14,13 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from PIL import Image
 
 from embedkit.imaging import Preprocess, read_pixels
 from embedkit.runtime import Embedder
+from tests.cli.command import picture
 from tests.tiny_model import tiny_vectors, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
-
-
-def picture(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((40, 32)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -438,9 +431,9 @@ def test_the_page_marks_hits_where_the_query_has_a_label(place: Path, run: Any) 
     assert "hit right" in page
     assert page.count('class="hit"') == 3
     assert "nearest hit right for <strong>1 of 1</strong>" in page
-    done = run("search", "query.png", "--html", "no/page.html")
+    done = run("search", "query.png", "--html", "query.png/page.html")
     assert done.code == 1
-    assert "no/page.html" in done.err
+    assert "query.png/page.html could not be written" in done.err
 
 
 def test_odd_names_are_printed_safely_and_kept_exactly(place: Path, run: Any) -> None:

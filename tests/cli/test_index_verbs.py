@@ -9,21 +9,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from embedkit.cli import main as command_line
+from tests.cli.command import picture
 from tests.tiny_model import write_tiny_model
 
 VERBS = ["add", "rm", "compact", "verify", "merge", "info"]
-
-
-def picture(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((40, 32)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -35,19 +26,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for n in range(6):
         picture(tmp_path / f"catalog/class{n // 3}/{n}.png", n)
     return tmp_path
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def document(done: tuple[int, str, str]) -> dict[str, Any]:

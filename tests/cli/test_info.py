@@ -17,21 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from embedkit.cli.main import main
 from embedkit.index import sync_folder
 from embedkit.report.checkpoint_file import read_checkpoint_file
 from embedkit.runtime import CONTRACT_KEY, Embedder
 from embedkit.train.checkpoint import write_checkpoint
+from tests.cli.command import embedkit
 from tests.tiny_model import tiny_contract, tiny_graph, write_tiny_model
 
 METRICS = {"recall@1": 0.9, "map@r": 0.7, "r_precision": 0.75, "mrr": 0.94}
-
-
-def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 @pytest.fixture(autouse=True)

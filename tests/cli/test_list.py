@@ -12,17 +12,14 @@ import pytest
 
 from embedkit import losses, methods, models
 from embedkit.cli.described import describe
-from embedkit.cli.main import main
 from embedkit.cli.recipes import recipe_names
+from tests.cli import command
 
 CERTAINTIES = {"paper", "code read", "secondary source", "reconstruction"}
 
 
 def embedkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["list", *arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    return command.embedkit("list", *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +91,7 @@ def test_a_name_of_both_kinds_leads_to_the_other_and_a_method_is_found_as_a_loss
     assert embedkit("loss", "fastap") == 0
     assert "--loss fastap trains" in capsys.readouterr().out
     names = {one["name"] for one in answer(capsys, "method", "fastap")["entry"]["options"]}
-    assert "chunk" in names
+    assert "batches_per_pair" in names
     assert answer(capsys, "loss", "dces") == {
         **answer(capsys, "method", "dces"),
         "what": "loss",

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from embedkit.cli import main as command_line
 from embedkit.data import draw_products
 from embedkit.train import Recipe, Run
+from tests.cli.command import embedkit
 from tests.tiny_model import write_tiny_model
 
 TINY = [
@@ -31,19 +31,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_products(folder, classes=9, images_per_class=4, size=40)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
-
-
 def run(*arguments: object) -> int:
     """The exit code of ``embedkit train ...`` in this process."""
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["train", *map(str, arguments)])
-    return int(left.value.code or 0)
+    return embedkit("train", *arguments)
 
 
 def test_it_tells_the_story_and_answers_with_the_run(
