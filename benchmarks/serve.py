@@ -6,7 +6,7 @@ The same photos go, for the same time, (a) through `Embedder.embed` and `Catalog
 time in this process, and (b) as uploads of several clients through the server, which runs in a
 process of its own. Then four times as many clients as the server has room for ask at once, and ask
 again at once when they are told to come back: every request must be answered, 200 or 503, and the
-answers are counted.
+answers are counted. `benchmarks.serve_soak` watches its memory for longer.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -30,7 +31,7 @@ from benchmarks.figures import machine, save
 from embedkit.imaging import find_images
 from embedkit.index import Catalog
 
-__all__ = ["rate"]
+__all__ = ["rate", "serving"]
 
 _K = 10
 
@@ -47,15 +48,11 @@ def main() -> None:
     files = list(find_images(asked.photos))[:200]
     photos = [path.read_bytes() for path in files]
     catalog = Catalog.open(asked.index)
-    command = [sys.executable, "-m", "embedkit.cli.main", "serve", "--json", "-q", "--port", "0"]
-    command += ["--index", str(asked.index), "--device", "cpu", "--queue", str(asked.room)]
     found: dict[str, list[Figures]] = {}
     with (
         catalog.embedder(device="cpu") as embedder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        serving(asked.index, "--queue", str(asked.room)) as (host, process),
     ):
-        assert server.stdout is not None
-        host = json.loads(server.stdout.readline())["url"].removeprefix("http://")
 
         def clients(count: int) -> list[Callable[[int], int]]:
             return [_client(host, photos) for _ in range(count)]
@@ -65,16 +62,13 @@ def main() -> None:
             return 200
 
         counts = {"one client": 1, "served": asked.clients, "overload": 4 * asked.room}
-        try:
-            # In turns, so that a busy machine is as hard on one as on the other.
-            for _ in range(asked.rounds):
-                one = rate([bare], asked.seconds, time.process_time)
-                found.setdefault("bare", []).append(one)
-                for name, count in counts.items():
-                    one = rate(clients(count), asked.seconds, lambda: _used(server.pid))
-                    found.setdefault(name, []).append(one)
-        finally:
-            server.send_signal(signal.SIGINT)
+        # In turns, so that a busy machine is as hard on one as on the other.
+        for _ in range(asked.rounds):
+            one = rate([bare], asked.seconds, time.process_time)
+            found.setdefault("bare", []).append(one)
+            for name, count in counts.items():
+                one = rate(clients(count), asked.seconds, lambda: _used(process))
+                found.setdefault(name, []).append(one)
     figures: dict[str, object] = {
         "machine": machine(),
         "index": len(catalog),
@@ -99,6 +93,19 @@ def main() -> None:
     print(f"lost in all rounds: {lost}")
     figures |= {**middle, **{name: round(value, 3) for name, value in ratios.items()}, "lost": lost}
     save("serve", figures)
+
+
+@contextmanager
+def serving(index: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """`embedkit serve` in a process of its own: its host and port, and the process's number."""
+    command = [sys.executable, "-m", "embedkit.cli.main", "serve", "--json", "-q", "--port", "0"]
+    command += ["--index", str(index), "--device", "cpu", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield json.loads(server.stdout.readline())["url"].removeprefix("http://"), server.pid
+        finally:
+            server.send_signal(signal.SIGINT)
 
 
 class Figures(TypedDict):

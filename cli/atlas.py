@@ -56,6 +56,7 @@ def atlas(
     import numpy as np
 
     from embedkit.index import Catalog
+    from embedkit.index.several import needs_one_vector
     from embedkit.report.atlas import atlas_page, atlas_picture
     from embedkit.report.atlas_layout import lay_out
     from embedkit.report.sprites import make_sprites
@@ -68,6 +69,7 @@ def atlas(
     catalog = Catalog.open(file)
     if not len(catalog):
         raise DataError(f"{file.name} holds no pictures", hint="embedkit index FOLDER")
+    needs_one_vector("an atlas", catalog)
     shown = np.linspace(0, len(catalog) - 1, min(limit, len(catalog))).round().astype(np.int64)
     display.note("index", f"{from_here(catalog.path)}: {len(catalog):,} pictures")
     if len(shown) < len(catalog):

@@ -87,6 +87,16 @@ class Display:
         if not self.as_json:
             self._stdout().print(renderable, markup=False, highlight=False, soft_wrap=True)
 
+    @property
+    def shows_colour(self) -> bool:
+        """Whether answers go to a terminal, whose owner likes colours."""
+        return _is_terminal(sys.stdout)
+
+    @property
+    def columns(self) -> int:
+        """How wide an answer may be."""
+        return self._stdout().width
+
     def document(self, command: str, content: dict[str, Any]) -> None:
         """The command's answer for programs, on stdout; nothing without ``--json``."""
         if self.as_json:

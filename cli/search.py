@@ -16,15 +16,18 @@ import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
 from embedkit.cli.index import from_here
+from embedkit.cli.preview import Viewer
+from embedkit.cli.rerank_option import read_rerank
 from embedkit.cli.work import Backend, Device
-from embedkit.errors import DataError, EmbedKitError, ImageError, UnknownNameError, UsageError
+from embedkit.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from embedkit.index import Catalog
+    from embedkit.index import Catalog, Hit
     from embedkit.index.rerank import Expansion, Reciprocal, Reranked
     from embedkit.index.threshold import Thresholds
+    from embedkit.report import SheetRow
 
 __all__ = ["default_index", "search", "shown_path"]
 
@@ -131,6 +134,18 @@ def search(
             metavar="FILE", rich_help_panel=_OUTPUT, help="Also a page with the pictures."
         ),
     ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_OUTPUT, help="The same as one picture (.png)."
+        ),
+    ] = None,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview", rich_help_panel=_OUTPUT, help="Show the pictures in the terminal."
+        ),
+    ] = False,
     device: Device = "auto",
     backend: Backend = "auto",
     mmap: Annotated[
@@ -156,6 +171,9 @@ def search(
     """
     started = time.monotonic()
     display = Display(as_json=as_json, quiet=quiet)
+    if png is not None and png.suffix.lower() != ".png":
+        raise UsageError("--png takes a file that ends in .png", hint="--png hits.png")
+    viewer = Viewer.find(display) if preview else None
     files = index or [default_index()]
     models = _one_each(model, files)
     least, labels, method = _least(min_score), _labels(filter), _rerank(rerank)
@@ -196,9 +214,14 @@ def search(
         display.warn(f"{path}: {error.reason}; skipped")
     for answer in answers:
         display.answer(_table(answer, least))
+        if viewer is not None:
+            viewer.show(_row(answer, catalogs[0]))
     if html is not None:
         _write_page(html, catalogs[0], answers)
         display.note("page", from_here(html))
+    if png is not None:
+        _write_picture(png, catalogs[0], answers)
+        display.note("picture", from_here(png))
     display.document(
         "search",
         {
@@ -292,28 +315,11 @@ def _rerank(text: str | None) -> Expansion | Reciprocal | None:
         return None
     from embedkit.index.rerank import Expansion, Reciprocal
 
-    name, _, rest = text.partition(":")
-    if name not in ("aqe", "kreciprocal"):
-        raise UnknownNameError("re-ranking", name, ("aqe", "kreciprocal"))
-    known = {"k": 10, "alpha": 3.0} if name == "aqe" else _RECIPROCAL
-    values: dict[str, Any] = dict(known)
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.strip().partition("=")
-        if key not in known:
-            raise UnknownNameError(f"setting of {name}", key, known)
-        try:
-            values[key] = type(known[key])(value)
-        except ValueError as error:
-            raise UsageError(
-                f"--rerank {name}: {key} takes a number, got {value!r}",
-                hint=f"--rerank {name}:{key}={known[key]}",
-            ) from error
+    name, values = read_rerank(text)
     if name == "aqe":
-        return Expansion(neighbours=values["k"], alpha=values["alpha"])
-    return Reciprocal(values["depth"], values["k1"], values["k2"], weight=values["lambda"])
-
-
-_RECIPROCAL = {"depth": 100, "k1": 20, "k2": 6, "lambda": 0.3}
+        return Expansion(neighbours=int(values["k"]), alpha=values["alpha"])
+    depth, k1, k2 = (int(values[key]) for key in ("depth", "k1", "k2"))
+    return Reciprocal(depth, k1, k2, weight=values["lambda"])
 
 
 def _check_together(
@@ -454,8 +460,11 @@ def _search(
     from embedkit.index.answer import best_of_any, grouped, labelled, mean_query, plain
     from embedkit.index.fuse import Fusion
     from embedkit.index.rerank import Reranked
+    from embedkit.index.several import needs_one_vector
 
     if combine is Combine.mean:
+        for one in catalogs:
+            needs_one_vector("--combine mean", one)
         vectors = [
             mean_query(rows, one.metric) for rows, one in zip(vectors, catalogs, strict=True)
         ]
@@ -565,39 +574,46 @@ def _line(text: str) -> str:
 
 
 def _write_page(file: Path, catalog: Catalog, answers: list[_Answer]) -> None:
-    from embedkit.report import Picture, SheetRow, contact_sheet
+    from embedkit.atomic import published
+    from embedkit.report import contact_sheet
 
-    rows = (
-        SheetRow(
-            Picture(
-                answer.queries[0].path,
-                answer.name if answer.best is None else f"{answer.name}: {answer.best}",
-                _label(answer.queries[0], catalog),
-            ),
-            [
-                Picture(
-                    one.hit.path,
-                    f"picture {one.hit.id}" if one.hit.path is None else from_here(one.hit.path),
-                    one.hit.label,
-                    one.hit.score,
-                )
-                for one in answer.hits
-            ],
-        )
-        for answer in answers
-    )
+    rows = (_row(answer, catalog) for answer in answers)
+    page = contact_sheet(rows, title=_title(catalog, answers), subtitle=_subtitle(catalog))
+    with published(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _write_picture(file: Path, catalog: Catalog, answers: list[_Answer]) -> None:
+    from embedkit.atomic import published
+    from embedkit.report import contact_picture
+
+    rows = [_row(answer, catalog) for answer in answers]
+    image = contact_picture(rows, title=_title(catalog, answers), subtitle=_subtitle(catalog))
+    with published(file) as temporary:
+        image.save(temporary, "PNG")
+
+
+def _row(answer: _Answer, catalog: Catalog) -> SheetRow:
+    """An answer as the contact sheets show it."""
+    from embedkit.report import Picture, SheetRow
+
+    def shown(hit: Hit) -> Picture:
+        name = f"picture {hit.id}" if hit.path is None else from_here(hit.path)
+        return Picture(hit.path, name, hit.label, hit.score, answer.verdict(hit.score) or "")
+
+    first = answer.queries[0]
+    query = Picture(first.path, answer.name, _label(first, catalog), verdict=answer.best or "")
+    return SheetRow(query, [shown(one.hit) for one in answer.hits])
+
+
+def _title(catalog: Catalog, answers: list[_Answer]) -> str:
     total = sum(len(answer.queries) for answer in answers)
-    count = "1 query" if total == 1 else f"{total:,} queries"
+    return f"{catalog.path.stem}: {'1 query' if total == 1 else f'{total:,} queries'}"
+
+
+def _subtitle(catalog: Catalog) -> str:
     model = catalog.contract_summary.get("name", "a model")
-    page = contact_sheet(
-        rows,
-        title=f"{catalog.path.stem}: {count}",
-        subtitle=f"{len(catalog):,} pictures in {catalog.path.name}, embedded by {model}",
-    )
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise EmbedKitError(f"the page {file} cannot be written", facts=error.strerror) from error
+    return f"{len(catalog):,} pictures in {catalog.path.name}, embedded by {model}"
 
 
 def _label(query: _Query, catalog: Catalog) -> str:

@@ -25,12 +25,15 @@ class Picture:
         name: What to write under it, mostly the path as the user knows it.
         label: Its class; empty where that is not known.
         score: Higher is nearer; None for a query.
+        verdict: What the score is worth: match, unsure or none; of a query, its best hit's. Empty
+            where the model gives none.
     """
 
     path: Path | None
     name: str
     label: str = ""
     score: float | None = None
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def _section(row: SheetRow, number: int, thumbnails: Thumbnails) -> str:
     label = f'<span class="label">{text(query.label)}</span>' if query.label else ""
     hits = [
         _HIT.substitute(
-            verdict=_verdict(query.label, hit.label),
+            judged=_judged(query.label, hit.label),
             image=_image(hit, f"Hit {rank}: {hit.label or hit.name}", thumbnails),
             rank=rank,
             score="" if hit.score is None else f"{hit.score:.4f}",
             mark=_mark(query.label, hit.label),
+            verdict=_verdict(hit),
             label=text(hit.label),
             name=path_text(hit.name),
         )
@@ -90,15 +94,22 @@ def _section(row: SheetRow, number: int, thumbnails: Thumbnails) -> str:
         number=number,
         name=path_text(query.name),
         label=label,
+        verdict=_verdict(query),
         image=_image(query, f"Query: {query.name}", thumbnails),
         hits="\n".join(hits) or '<li class="none">No hits.</li>',
     )
 
 
-def _verdict(wanted: str, found: str) -> str:
+def _judged(wanted: str, found: str) -> str:
     if not wanted:
         return ""
     return " right" if wanted == found else " wrong"
+
+
+def _verdict(picture: Picture) -> str:
+    if not picture.verdict:
+        return ""
+    return f'<span class="worth {text(picture.verdict)}">{text(picture.verdict)}</span>'
 
 
 def _mark(wanted: str, found: str) -> str:
@@ -123,15 +134,15 @@ _LEGEND = Template(
 )
 
 _HIT = Template("""\
-<li class="hit$verdict"><figure><div class="frame">$image$mark</div>
+<li class="hit$judged"><figure><div class="frame">$image$mark</div>
 <figcaption>
-<span class="line"><span class="rank">$rank</span><span class="score">$score</span></span>
+<span class="line"><span class="rank">$rank</span><span class="score">$score</span>$verdict</span>
 <span class="label">$label</span><span class="path">$name</span></figcaption></figure></li>""")
 
 _ROW = Template("""\
 <section aria-labelledby="q$number">
 <div class="query"><figure><div class="frame">$image</div>
-<figcaption><h2 id="q$number"><span class="tag">query</span> $label
+<figcaption><h2 id="q$number"><span class="tag">query</span> $verdict $label
 <span class="path">$name</span></h2></figcaption></figure></div>
 <ol class="hits">
 $hits
@@ -183,7 +194,7 @@ figure { margin: 0; }
   overflow-wrap: anywhere;
 }
 figcaption { margin-top: 0.5rem; }
-.line { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
+.line { display: flex; gap: 0.5rem; font-variant-numeric: tabular-nums; }
 .score { font-weight: 600; }
 .rank, .path { color: var(--soft); }
 .label { display: block; overflow-wrap: anywhere; }
@@ -195,6 +206,12 @@ h2 { margin: 0; font-size: inherit; font-weight: inherit; }
   color: var(--tag); font-size: 0.6875rem; font-weight: 650; letter-spacing: 0.08em;
   text-transform: uppercase;
 }
+.worth {
+  padding: 0 0.45rem; border: 1px solid currentColor; border-radius: 1rem;
+  font-size: 0.75rem; font-weight: 600; line-height: 1.4;
+}
+.line .worth { margin-left: auto; }
+.worth.match { color: var(--right); } .worth.unsure { color: var(--warn); }
 .none { color: var(--soft); }
 @media (max-width: 40rem) {
   body { padding-top: 1.25rem; }

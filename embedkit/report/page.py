@@ -55,8 +55,8 @@ def text(value: object) -> str:
 
 
 def path_text(name: str) -> str:
-    """A path, safe, that may break after its slashes."""
-    return text(name).replace("/", "/<wbr>")
+    """A path, safe, that may break after slashes and underscores."""
+    return text(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> str:

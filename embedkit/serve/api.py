@@ -49,6 +49,7 @@ from embedkit.serve.answers import (
     ThresholdsInfo,
     VectorQuery,
 )
+from embedkit.serve.api_page import api_page
 from embedkit.serve.batching import Batcher
 from embedkit.serve.finder import WHOLE, Box, Finder, Vector
 from embedkit.serve.guard import Guard, Rules, problem
@@ -116,10 +117,9 @@ _UPLOAD: dict[str, Any] = {
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Of these statuses, and of those the guard gives to any request."""
+    """How these statuses are described."""
     return {
-        status: {"model": ProblemDocument, "description": _STATUSES[status]}
-        for status in sorted({*statuses, 401, 408, 413, 421})
+        status: {"model": ProblemDocument, "description": _STATUSES[status]} for status in statuses
     }
 
 
@@ -165,7 +165,7 @@ def create_app(catalog: Catalog, embedder: Embedder, settings: Settings | None =
         lifespan=lifespan,
     )
     api.include_router(_routes(service))
-    api.include_router(_page_routes())
+    api.include_router(_page_routes(api))
     api.add_exception_handler(EmbedKitError, _explain)
     api.add_exception_handler(RequestValidationError, _misunderstood)
     api.add_exception_handler(HTTPException, _plain)
@@ -251,12 +251,12 @@ class _Service:
 
 def _routes(service: _Service) -> APIRouter:
     finder = service.finder
-    router = APIRouter(prefix="/v1")
+    # What the guard gives to any request.
+    router = APIRouter(prefix="/v1", responses=_problems(401, 408, 413, 421))
 
     @router.post(
         "/search",
         summary="Search by an uploaded picture",
-        response_model=Answer,
         responses=_problems(415, 422, 503),
         openapi_extra=_UPLOAD,
         tags=["search"],
@@ -273,13 +273,12 @@ def _routes(service: _Service) -> APIRouter:
         summary="Search by a picture of the catalog",
         description="By its `id`, or by its `path` as hits carry it. It is not among its "
         "own hits. With `box` its file is read and embedded; without, its stored vector is used.",
-        response_model=Answer,
         responses=_problems(404, 422, 503),
         tags=["search"],
     )
     async def search_known(
-        id: Annotated[int | None, Query(ge=0, le=_MAX_ID)] = None,
-        path: Annotated[str | None, Query(max_length=4096)] = None,
+        id: Annotated[int | None, Query(ge=0, le=_MAX_ID, description="Of the picture.")] = None,
+        path: Annotated[str | None, Query(max_length=4096, description="Or its path.")] = None,
         k: _Count = 10,
         label: _Labels = None,
         box: _Region = None,
@@ -306,7 +305,6 @@ def _routes(service: _Service) -> APIRouter:
     @router.post(
         "/search/vector",
         summary="Search by a vector",
-        response_model=Answer,
         responses=_problems(422, 503),
         tags=["search"],
     )
@@ -317,7 +315,6 @@ def _routes(service: _Service) -> APIRouter:
     @router.post(
         "/embed",
         summary="The vector of an uploaded picture",
-        response_model=Embedding,
         responses=_problems(415, 422, 503),
         openapi_extra=_UPLOAD,
         tags=["search"],
@@ -333,11 +330,12 @@ def _routes(service: _Service) -> APIRouter:
     @router.get(
         "/pictures",
         summary="Some pictures, evenly spread over the catalog",
-        response_model=Pictures,
         responses=_problems(422),
         tags=["catalog"],
     )
-    async def pictures(count: _Count = 24) -> Pictures:
+    async def pictures(
+        count: Annotated[int, Query(ge=1, le=MAX_K, description="How many pictures.")] = 24,
+    ) -> Pictures:
         total = len(finder.catalog)
         places = [at * total // count for at in range(count)] if total > count else range(total)
         chosen = [service.picture(finder.catalog.hit(at)) for at in places]
@@ -346,7 +344,6 @@ def _routes(service: _Service) -> APIRouter:
     @router.get(
         "/pictures/{id}",
         summary="Who a picture is",
-        response_model=Picture,
         responses=_problems(404, 422, 503),
         tags=["catalog"],
     )
@@ -380,36 +377,23 @@ def _routes(service: _Service) -> APIRouter:
     @router.get(
         "/labels",
         summary="The labels, and how many pictures have each",
-        response_model=Labels,
         responses=_problems(422),
         tags=["catalog"],
     )
     async def labels(
-        contains: Annotated[str, Query(max_length=200)] = "",
-        limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+        contains: Annotated[str, Query(max_length=200, description="Only those with it.")] = "",
+        limit: Annotated[int, Query(ge=1, le=1000, description="How many labels.")] = 200,
     ) -> Labels:
         part = contains.casefold()
         found = [name for name in finder.labels if part in name.casefold()]
         shown = [Label(label=name, count=finder.labels[name]) for name in found[:limit]]
         return Labels(total=len(found), labels=shown)
 
-    @router.get(
-        "/info",
-        summary="What is served",
-        response_model=Info,
-        responses=_problems(),
-        tags=["server"],
-    )
+    @router.get("/info", summary="What is served", tags=["server"])
     async def info() -> Info:
         return _info(service)
 
-    @router.get(
-        "/health",
-        summary="Whether the server answers; asks for no token",
-        response_model=Health,
-        responses=_problems(),
-        tags=["server"],
-    )
+    @router.get("/health", summary="Whether the server answers; asks for no token", tags=["server"])
     async def health() -> Health:
         return Health(status="ok")
 
@@ -417,10 +401,7 @@ def _routes(service: _Service) -> APIRouter:
         "/metrics",
         summary="Figures for Prometheus",
         response_class=Response,
-        responses={
-            200: {"description": "Prometheus text.", "content": {"text/plain": {}}},
-            **_problems(),
-        },
+        responses={200: {"description": "Prometheus text.", "content": {"text/plain": {}}}},
         tags=["server"],
     )
     async def metrics() -> Response:
@@ -429,8 +410,8 @@ def _routes(service: _Service) -> APIRouter:
     return router
 
 
-def _page_routes() -> APIRouter:
-    """The page and its parts, read once; no other name is known."""
+def _page_routes(api: FastAPI) -> APIRouter:
+    """The page and its parts, read once, and the API's own page; no other name is known."""
     router = APIRouter(include_in_schema=False)
     folder = files("embedkit.serve") / "page"
     parts = {part.name: part.read_bytes() for part in folder.iterdir() if part.is_file()}
@@ -439,6 +420,11 @@ def _page_routes() -> APIRouter:
     @router.get("/")
     async def page() -> Response:
         return Response(parts["index.html"], media_type="text/html", headers=fresh)
+
+    @router.get("/api")
+    async def about(request: Request) -> Response:
+        text = api_page(api.openapi(), str(request.base_url).rstrip("/"))
+        return Response(text, media_type="text/html", headers=fresh)
 
     @router.get("/static/{name}")
     async def part(name: str) -> Response:

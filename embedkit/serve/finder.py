@@ -118,10 +118,13 @@ class Finder:
         if not math.isfinite(most):
             raise UsageError("the vector has numbers that are not finite")
         if self.catalog.metric == "cosine":
-            if not most:
+            # Several vectors of one picture stand side by side.
+            parts = given.reshape(self.catalog.parts, -1)
+            largest = np.abs(parts).max(axis=1, keepdims=True)
+            if not largest.all():
                 raise UsageError("the vector has no direction: all its numbers are 0")
-            given = given / most  # so that no square overflows or vanishes
-            given = given / np.linalg.norm(given)
+            parts = parts / largest  # so that no square overflows or vanishes
+            given = (parts / np.linalg.norm(parts, axis=1, keepdims=True)).ravel()
         elif most > np.finfo(np.float32).max:
             raise UsageError("the vector has numbers that a float32 cannot hold")
         return given.astype(np.float32)

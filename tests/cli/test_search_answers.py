@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -161,6 +162,33 @@ def test_a_filter_and_groups_choose_by_label(place: Path, run: Any) -> None:
     assert paths(done["results"][0]) == list(best.values())[:2]
     done = run("search", "query0.png", "--group-by", "label", "-k", 9, "--json").json()
     assert len(done["results"][0]["hits"]) == 3
+
+
+def test_the_sheets_show_every_hit_with_its_verdict(place: Path, run: Any) -> None:
+    calibrate(place / "model.onnx")
+    done = run("search", "query0.png", "-k", 7, "--html", "out/h.html", "--png", "out/h.png")
+    assert done.code == 0
+    assert [line.split() for line in done.err.splitlines()] == [
+        ["page", "out/h.html"],
+        ["picture", "out/h.png"],
+    ]
+    listed = [line.split()[2] for line in done.out.splitlines()[1:]]
+    page = (place / "out/h.html").read_text(encoding="utf-8")
+    shown = re.findall(r'class="worth (\w+)">\1<', page)
+    assert shown == ["match", *listed]  # the query's own, then the hits'
+    with Image.open(place / "out/h.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > sheet.height > 400
+    assert sorted(one.name for one in (place / "out").iterdir()) == ["h.html", "h.png"]
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_searched(
+    place: Path, run: Any
+) -> None:
+    done = run("search", "query0.png", "--png", "hits.jpg")
+    assert done.code == 2
+    assert "--png takes a file that ends in .png" in done.err
+    assert done.out == ""
 
 
 def test_several_queries_are_one_by_their_mean_or_the_best_of_any(place: Path, run: Any) -> None:

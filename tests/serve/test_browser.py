@@ -1,7 +1,8 @@
-"""The page in a real browser: drop a photo, get hits, crop, click through, compare, go back."""
+"""The page in a real browser: give it a photo, crop, click through, compare, link, go back."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,47 @@ def test_k_labels_and_a_region_stand_in_the_link(url: str, browser: Browser) -> 
     browser.wait("!location.search.includes('label=cup')")
     browser.wait(f"{_ANSWERED} && {_HITS}.length < 8")
     assert "box=0.1%2C0.1%2C0.8%2C0.9" in browser.run("location.search")
+
+
+@pytest.mark.parametrize("how", ["paste", "pick"])
+def test_a_photo_is_also_pasted_or_picked(
+    place: Place, url: str, browser: Browser, how: str
+) -> None:
+    browser.open(url)
+    browser.wait(f"{_HITS}.length === 12")
+    photo = place.folder / "photos/bag/05.png"
+    content = base64.b64encode(photo.read_bytes()).decode()
+    hand_over = {
+        "paste": "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: given}))",
+        "pick": "(input.files = given.files, input.dispatchEvent(new Event('change')))",
+    }[how]
+    browser.run(
+        "(() => { const given = new DataTransfer(), input = document.querySelector('#file');"
+        f"const bytes = Uint8Array.from(atob('{content}'), (c) => c.charCodeAt(0));"
+        "given.items.add(new File([bytes], 'mine.png', {type: 'image/png'}));"
+        f"{hand_over}; }})()"
+    )
+    browser.wait(_ANSWERED)
+    assert browser.run("document.querySelector('#query-name').textContent") == "mine.png"
+    assert browser.run(_HITS) == nearest(place, photo, Box(), 20)
+
+
+def test_k_is_switched_and_the_link_that_is_copied_has_it(url: str, browser: Browser) -> None:
+    browser.open(f"{url}/?id=1&k=20")
+    browser.wait(f"{_ANSWERED} && {_HITS}.length === 11")
+    browser.run(
+        "(() => { const k = document.querySelector('#k'); k.value = 10;"
+        "k.dispatchEvent(new Event('change')); })()"
+    )
+    browser.wait(f"{_HITS}.length === 10 && !document.querySelector('.busy')")
+    browser.run(
+        "(() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; })()"
+    )
+    browser.click("#copy")
+    browser.wait("document.querySelector('#message').textContent === 'The link is copied.'")
+    link = browser.run("window.copied")
+    assert link == browser.run("location.href")
+    assert "id=1&k=10" in link
 
 
 def test_two_pictures_are_compared_by_mouse_and_by_keys(url: str, browser: Browser) -> None:

@@ -9,6 +9,13 @@ export function make(tag, className, text) {
   return one;
 }
 
+/** A path that may break after slashes and underscores. */
+function makePath(name) {
+  const one = make("div", "path");
+  for (const part of name.split(/(?<=[/_])/)) one.append(part, document.createElement("wbr"));
+  return one;
+}
+
 export const nameOf = (picture) => picture.path ?? `picture ${picture.id}`;
 export const scoreText = (score) => score.toFixed(4);
 
@@ -36,7 +43,7 @@ export function cards(pictures, { onSearch, onCompare }) {
       facts.append(line);
     }
     if (picture.label) facts.append(make("div", "label", picture.label));
-    facts.append(make("div", "path", nameOf(picture)));
+    facts.append(makePath(nameOf(picture)));
     item.append(look, facts);
     if (onCompare) {
       const compare = make("button", "with", "Compare");
