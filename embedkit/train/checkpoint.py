@@ -161,7 +161,8 @@ def unpack(
                 # In the parameter's own memory format, so that the next step runs the same kernel.
                 state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
             else:
-                state[kind] = tensor.clone()
+                # Fused AdamW counts its steps where the parameter is.
+                state[kind] = tensor.to(parameter.device, copy=True)
 
 
 def _parameters(network: nn.Module, method: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -24,16 +25,22 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """The same numbers again on the CPU, the fastest kernels on CUDA; all as before afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # A property that this module has at run time only.
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if device.type == "cpu":
             torch.use_deterministic_algorithms(True)
+            # It would write every result twice, for programs that read what they have not written.
+            memory.fill_uninitialized_memory = False
         else:
             torch.backends.cudnn.benchmark = True
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            memory.fill_uninitialized_memory = filled
             torch.backends.cudnn.benchmark = benchmark
 
 
