@@ -92,6 +92,14 @@ def train(
         int | None,
         typer.Option(rich_help_panel=_MODEL, help="Width of the embedding (128)."),
     ] = None,
+    nested: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            rich_help_panel=_MODEL,
+            help="Also learn its first N numbers as embeddings (none).",
+        ),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(rich_help_panel=_MODEL, help="Side of the input, pixels (224)."),
@@ -163,6 +171,21 @@ def train(
     proxy_learning_rate: Annotated[
         float | None,
         typer.Option(rich_help_panel=_OPTIMISATION, help="Of the loss's vectors (1e-2)."),
+    ] = None,
+    find_lr: Annotated[
+        bool | None,
+        typer.Option(
+            "--find-lr/--no-find-lr",
+            rich_help_panel=_OPTIMISATION,
+            help="Try 0.01 to 100 times these rates first (no).",
+        ),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_OPTIMISATION,
+            help="Of the rate, per stage towards the picture (1).",
+        ),
     ] = None,
     weight_decay: Annotated[
         float | None,
@@ -311,6 +334,7 @@ def train(
         "weights": weights,
         "pooling": pooling,
         "dim": dim,
+        "nested": None if nested is None else _widths(nested),
         "image_size": image_size,
         "freeze": freeze,
         "freeze_batch_norm": freeze_batch_norm,
@@ -322,6 +346,8 @@ def train(
         "learning_rate": learning_rate,
         "head_learning_rate": head_learning_rate,
         "proxy_learning_rate": proxy_learning_rate,
+        "find_learning_rate": find_lr,
+        "layer_decay": layer_decay,
         "weight_decay": weight_decay,
         "clip_gradient": clip_gradient,
         "warmup": warmup,
@@ -414,6 +440,12 @@ def _teacher(recipe: Recipe, device: str, display: Display) -> Iterator[Teacher 
     # Where the runtime knows no such device, a teacher on the CPU is slower and as good.
     with Embedder.load(recipe.teacher, device="cpu" if device == "cpu" else "auto") as embedder:
         contract = embedder.contract
+        if contract.vectors > 1:
+            raise UsageError(
+                "a teacher must give one vector per picture",
+                facts=f"{contract.name!r} gives {contract.vectors} of each",
+                hint="--teacher with another model",
+            )
         display.note("teacher", f"{contract.name}, {embedder.embedding_dim}-d, {embedder.device}")
         yield Teacher(
             embed=embedder.embed_pixels,
@@ -437,7 +469,8 @@ def _finish(run: Run, display: Display) -> None:
     if skipped:
         display.warn(f"{skipped} files are no usable pictures: {run.path / 'failed.jsonl'}")
     display.answer(str(run.path))
-    shown = ("stopped_because", "device", "data", "steps", "elapsed", "baseline", "best", "test")
+    shown = ["stopped_because", "device", "data", "steps", "elapsed", "baseline", "best", "test"]
+    shown += ["nested", "rate_test"]
     document = {"run": str(run.path), "report": str(report)}
     display.document("train", {**document, **{key: record[key] for key in shown}})
     if skipped:
@@ -498,6 +531,16 @@ def _batch(text: str) -> tuple[int, int]:
     if not (times and classes.isdecimal() and images.isdecimal()):
         raise UsageError(f"--batch takes classes x images, got {text!r}", hint="--batch 16x4")
     return int(classes), int(images)
+
+
+def _widths(text: str) -> list[int]:
+    """``32,64,128``, in any order; ``none`` is none."""
+    if text.lower() == "none":
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--nested takes widths, got {text!r}", hint="--nested 32,64,128")
+    return sorted({int(part) for part in parts})
 
 
 def _seconds(text: str) -> float:

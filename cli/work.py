@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Backend", "Batch", "Device", "Workers"]
+__all__ = ["Backend", "Batch", "Device", "Dim", "Workers"]
 
 _WORK = "Work"
 
@@ -22,6 +22,17 @@ Backend = Annotated[
         metavar="NAME",
         rich_help_panel=_WORK,
         help="onnxruntime, onnxruntime-tensorrt or tensorrt (auto).",
+    ),
+]
+
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        "--dim",
+        metavar="N",
+        min=1,
+        rich_help_panel=_WORK,
+        help="Only the first N numbers, of a model trained with --nested.",
     ),
 ]
 

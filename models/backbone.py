@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone", "BackboneEntry", "Body", "FitState", "Size"]
+__all__ = ["Backbone", "BackboneEntry", "Body", "FitState", "Size", "Stages", "stage_of"]
+
+Stages = Sequence[Sequence[str]]
+"""In order from the image: key prefixes inside the body."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -81,3 +84,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         feature_map: Tensor = self.body(images)
         return feature_map
+
+
+def stage_of(name: str, stages: Stages) -> int | None:
+    """Which stage a module or parameter of a body belongs to, by its name; None: none."""
+    for number, prefixes in enumerate(stages):
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes):
+            return number
+    return None

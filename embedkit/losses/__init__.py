@@ -13,11 +13,13 @@ from typing import Any
 from embedkit.errors import UnknownNameError, UsageError
 from embedkit.losses._base import MetricLoss
 from embedkit.losses._memory import CrossBatchMemory
+from embedkit.losses._nested import NestedLoss
 from embedkit.registry import Registry
 
 __all__ = [
     "CrossBatchMemory",
     "MetricLoss",
+    "NestedLoss",
     "create",
     "loss_class",
     "names",

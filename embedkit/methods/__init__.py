@@ -41,6 +41,7 @@ __all__ = [
     "method_class",
     "method_names",
     "names",
+    "nests",
     "options",
     "takes_memory",
 ]
@@ -121,6 +122,19 @@ def learns_from(name: str) -> LearnsFrom:
         return kind.learns_from
     _check_name(name)
     return "classes"
+
+
+def nests(name: str) -> bool:
+    """Whether narrower widths can be learned together with the whole embedding.
+
+    Raises:
+        UnknownNameError: No such name.
+    """
+    if is_method(name):
+        kind: type[Method] = _METHODS.get(name)
+        return kind.nests
+    _check_name(name)
+    return True
 
 
 def takes_memory(name: str) -> bool:

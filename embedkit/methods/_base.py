@@ -6,6 +6,7 @@ The trainer calls a method in this order, and nothing else of it:
     method.create_network(recipe, weights=)   also when a run is read back
     method.sampler(setting, None).steps       how long an epoch is, when the recipe does not say
     method.prepare(setting, network)          parameters and buffers; torch's generator is seeded
+    method.nest(setting)                      a loss for every width, where there are several
     method.groups(network, recipe)            who learns how fast
     for every epoch:
         method.begin_epoch(epoch, view)       once, not again when resumed within the epoch
@@ -24,6 +25,7 @@ uninterrupted one bit for bit, two rules:
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ from torch import Tensor, nn
 
 from embedkit import models
 from embedkit.data import PhotoSet, PKSampler
-from embedkit.losses import MetricLoss
+from embedkit.losses import MetricLoss, NestedLoss
 from embedkit.models import EmbeddingNet
 
 if TYPE_CHECKING:
@@ -189,10 +191,13 @@ class Method(nn.Module):
         learns_from: What the data must have.
         certainty: What is known of the paper's method: ``"paper"``, ``"code read"``, ``"secondary
             source"`` or ``"reconstruction"``.
+        nests: Whether the first numbers of an embedding alone can be learned by `loss_of` as an
+            embedding too: `step` gives `loss` whole raw embeddings and nothing of their width.
     """
 
     learns_from: ClassVar[LearnsFrom] = "classes"
     certainty: ClassVar[str] = "paper"
+    nests: ClassVar[bool] = False
 
     loss: MetricLoss
 
@@ -227,6 +232,17 @@ class Method(nn.Module):
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:
         """Make parameters and buffers, now that the data is known; do not keep the network."""
+
+    def loss_of(self, setting: Setting, width: int) -> MetricLoss:
+        """A loss of its own for embeddings of this width, where the method `nests`."""
+        return copy.deepcopy(self.loss)
+
+    def nest(self, setting: Setting) -> None:
+        """After `prepare`: learn all widths of the recipe, each by its own loss."""
+        *narrower, whole = setting.recipe.widths
+        if narrower:
+            parts = {width: self.loss_of(setting, width) for width in narrower}
+            self.loss = NestedLoss({**parts, whole: self.loss})
 
     def sampler(self, setting: Setting, steps: int | None) -> Sampler:
         """How batches are made; with None, only its `steps` is asked, before `prepare`.

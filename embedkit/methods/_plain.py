@@ -11,6 +11,7 @@ from torch import Tensor
 from embedkit import losses
 from embedkit.data import HardClassSampler, VariedPKSampler
 from embedkit.errors import UnknownNameError, UsageError
+from embedkit.losses import MetricLoss
 from embedkit.losses._base import unit_rows
 from embedkit.methods._base import Method, Sampler, Setting, View
 from embedkit.models import EmbeddingNet
@@ -32,6 +33,7 @@ class PlainLoss(Method):
     """
 
     near: Tensor
+    nests = True
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         super().__init__()
@@ -49,13 +51,7 @@ class PlainLoss(Method):
         self._name, self._options = name, options
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:
-        sized = losses.needs_classes(self._name)
-        self.loss = losses.create(
-            self._name,
-            num_classes=len(setting.classes) if sized else None,
-            embedding_dim=network.embedding_dim if sized else None,
-            **self._options,
-        )
+        self.loss = self.loss_of(setting, network.embedding_dim)
         self._hard = setting.recipe.batches == "hard-classes"
         if self._hard:
             count = len(setting.classes)
@@ -64,6 +60,15 @@ class PlainLoss(Method):
             # Until the first epoch those that follow.
             near = (torch.arange(count)[:, None] + torch.arange(1, most + 1)) % count
             self.register_buffer("near", near)
+
+    def loss_of(self, setting: Setting, width: int) -> MetricLoss:
+        sized = losses.needs_classes(self._name)
+        return losses.create(
+            self._name,
+            num_classes=len(setting.classes) if sized else None,
+            embedding_dim=width if sized else None,
+            **self._options,
+        )
 
     def sampler(self, setting: Setting, steps: int | None) -> Sampler:
         recipe = setting.recipe

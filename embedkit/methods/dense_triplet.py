@@ -29,6 +29,7 @@ class DenseTriplet(Method):
 
     learns_from = "numbers"
     certainty = "code read"
+    nests = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class ExpressionTriplet(Method):
     """
 
     learns_from = "triplets"
+    nests = True
 
     def __init__(self, *, margin: float = 0.2) -> None:
         super().__init__()

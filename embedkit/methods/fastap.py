@@ -1,73 +1,62 @@
-"""FastAP in category-based batches, which are harder, and large ones in bounded memory.
+"""FastAP in category-based batches, which are harder.
 
-Paper: Cakir, He, Xia, Kulis, Sclaroff, "Deep Metric Learning to Rank", CVPR 2019. Batches and
-chunked back-propagation are as in the authors' code; ours is that an epoch shows every photo about
-once and that the pairs of categories go on from epoch to epoch.
+Paper: Cakir, He, Xia, Kulis, Sclaroff, "Deep Metric Learning to Rank", CVPR 2019. Batches are
+as in the authors' code; ours is that an epoch shows every photo about once, that the pairs of
+categories go on from epoch to epoch, and that large classes come in parts: theirs have 5 photos on
+the average, and where one has 60 whole classes would be batches of two. Their large batches in
+pieces are ``--chunk`` of any training.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from embedkit import losses
 from embedkit.losses._base import check_whole
-from embedkit.methods._base import Batch, Method, Outcome, Sampler, Setting, Term
-from embedkit.models import EmbeddingNet
+from embedkit.methods._base import Method, Sampler, Setting
 
 __all__ = ["FastAP"]
+
+# Classes in half a batch: fewer are told apart without learning anything.
+_LEAST = 4
 
 
 class FastAP(Method):
     """Half of a batch from each of two categories; without a column ``category``, PK batches.
 
+    PK batches as well where categories have fewer than four classes on the average: a batch of two
+    would be of so few classes that telling them apart teaches nothing.
+
     Args:
         bins: Of the loss.
         batches_per_pair: Batches drawn from a pair of categories before the next pair has its turn;
             the authors have 5 for SOP and 2 for In-Shop.
-        chunk: Images that go through the network at once; 0 is the whole batch. The gradient is the
-            same, because the loss sees all embeddings, for twice the forward passes; not with
-            BatchNorm that learns its statistics (--freeze-batch-norm).
     """
 
     certainty = "code read"
+    nests = True
 
-    def __init__(self, *, bins: int = 10, batches_per_pair: int = 5, chunk: int = 0) -> None:
+    def __init__(self, *, bins: int = 10, batches_per_pair: int = 5) -> None:
         super().__init__()
         self.batches_per_pair = check_whole("batches_per_pair", batches_per_pair, least=1)
-        self.chunk = check_whole("chunk", chunk, least=0)
         self.loss = losses.create("fastap", bins=bins)
 
     def sampler(self, setting: Setting, steps: int | None) -> Sampler:
-        if len({*(setting.photos.category or ())}) < 2:
+        categories = {*(setting.photos.category or ())}
+        if len(categories) < 2 or len(setting.classes) < _LEAST * len(categories):
             return super().sampler(setting, steps)
         return _CategoryPairs(setting, self.batches_per_pair, steps)
-
-    def step(self, network: EmbeddingNet, batch: Batch) -> Outcome:
-        if not 0 < self.chunk < len(batch.pixels):
-            return super().step(network, batch)
-        pieces = torch.split(batch.pixels, self.chunk)
-        with torch.no_grad():
-            embeddings = torch.cat([network(piece).float() for piece in pieces])
-        embeddings.requires_grad_()
-        value = self.loss(embeddings, batch.labels)
-        (slopes,) = torch.autograd.grad(value, embeddings)
-
-        def terms() -> Iterator[Term]:
-            for piece, slope in zip(pieces, torch.split(slopes, self.chunk), strict=True):
-                yield Term((network(piece).float() * slope).sum())
-
-        return Outcome(value, embeddings, terms())
 
 
 class _CategoryPairs:
     """Within a category, classes in random order, each class's images together, round and round.
 
-    A class may be cut by the end of a batch; its lone images then have no positive there.
+    A class that is more than a quarter of its half of the batch comes in parts no larger than that,
+    in random order too. A part may be cut by the end of a batch; its lone images then have no
+    positive there.
     """
 
     def __init__(self, setting: Setting, per_pair: int, steps: int | None) -> None:
@@ -105,7 +94,15 @@ class _CategoryPairs:
         self, rows: npt.NDArray[np.int64], rng: np.random.Generator
     ) -> npt.NDArray[np.int64]:
         shuffled = rng.permutation(rows)
-        labels = self._labels[shuffled]
-        rank = {label: place for place, label in enumerate(rng.permutation(np.unique(labels)))}
-        order = np.argsort([rank[label] for label in labels], kind="stable")
-        return np.asarray(shuffled[order], np.int64)
+        labels, most = self._labels[shuffled], max(2, self._half // _LEAST)
+        parts = [
+            part
+            for label in np.unique(labels)
+            for part in _even_parts(shuffled[labels == label], most)
+        ]
+        return np.concatenate([parts[place] for place in rng.permutation(len(parts))])
+
+
+def _even_parts(rows: npt.NDArray[np.int64], most: int) -> list[npt.NDArray[np.int64]]:
+    """As few as none has more than `most`; their sizes differ by one at most."""
+    return np.array_split(rows, -(-len(rows) // most))

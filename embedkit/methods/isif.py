@@ -42,6 +42,7 @@ class InvariantSpreading(Method):
 
     learns_from = "images"
     certainty = "code read"
+    nests = True
 
     neighbours: Tensor
 

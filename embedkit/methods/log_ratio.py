@@ -30,6 +30,7 @@ class LogRatio(Method):
 
     learns_from = "numbers"
     certainty = "code read"
+    nests = True
 
     def __init__(
         self,

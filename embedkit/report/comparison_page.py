@@ -55,7 +55,7 @@ def _charts(rows: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> st
 
 def _row_chart(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], name: str) -> str:
     series = [
-        Spread(label, [_ends(row[kind][name]) for row in rows], tone)
+        Spread(label, [_ends(row[kind][name]) if row[kind] else None for row in rows], tone)
         for tone, (kind, label) in enumerate(_KINDS.items())
     ]
     return interval_chart(
@@ -97,7 +97,10 @@ def _numbers(rows: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> s
     names = content["metrics"]
     parts = []
     for kind, label in _KINDS.items():
-        lines = [[row["row"], *(_cell(row[kind][name]) for name in names)] for row in rows]
+        lines = [
+            [row["row"], *(_cell(row[kind][name]) if row[kind] else "-" for name in names)]
+            for row in rows
+        ]
         if kind == "single":
             baseline = content["baseline"]["single"]
             lines.append(["untrained", *(_cell(baseline[name]) for name in names)])

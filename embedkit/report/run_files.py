@@ -40,7 +40,10 @@ class HeldOutPhoto:
 
 @dataclass(frozen=True)
 class KeptEmbeddings:
-    """Kept embeddings as unit rows, with their photos; a stage may be absent."""
+    """Kept embeddings as unit rows, with their photos; a stage may be absent.
+
+    `after` is ``(M, K, D)``, unit vectors, of a network that makes K vectors per photo.
+    """
 
     photos: list[HeldOutPhoto]
     held_out: int
@@ -92,13 +95,13 @@ def keep_embeddings(
     holds of another stage stays, when it is of the same rows.
 
     The file: ``rows`` ``(M,)`` int64, line numbers of split.csv without its header, from 0;
-    ``before`` ``(M, F)`` and ``after`` ``(M, D)`` float16, either may be absent; ``held_out`` the
-    number of photos before the draw.
+    ``before`` ``(M, F)`` and ``after`` ``(M, D)`` float16, either may be absent, ``after`` of K
+    vectors per photo ``(M, K, D)``; ``held_out`` the number of photos before the draw.
 
     Args:
         rows: ``(N,)`` places in split.csv.
         labels: ``(N,)``.
-        embeddings: ``(N, D)``, any length; rows of zeros stay zeros.
+        embeddings: ``(N, D)`` or ``(N, K, D)``, any length; rows of zeros stay zeros.
 
     Raises:
         ValueError: The lengths do not fit.
@@ -213,7 +216,7 @@ def _read_vectors(folder: Path, photos: list[HeldOutPhoto]) -> KeptEmbeddings | 
     stages = {name: arrays.get(name) for name in ("before", "after")}
     fits = len(rows) > 0 and rows.min() >= 0 and rows.max() < len(photos)
     for stage in stages.values():
-        fits = fits and (stage is None or (stage.ndim == 2 and len(stage) == len(rows)))
+        fits = fits and (stage is None or (stage.ndim in (2, 3) and len(stage) == len(rows)))
     if not fits:
         raise MismatchError(
             f"{path} does not belong to the split.csv beside it",
@@ -242,5 +245,5 @@ def _draw(labels: Sequence[str]) -> Indices:
 
 
 def _unit(rows: Floats) -> Floats:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(length > 0, length, 1), np.float32)

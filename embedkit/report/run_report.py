@@ -7,6 +7,7 @@ and after. Without the embeddings the page has no distances and no pictures, and
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections import Counter
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit.atomic import published
+from embedkit.evaluate import greatest_cosines
 from embedkit.report.charts import Bars, Line, histogram, line_chart, short
 from embedkit.report.page import Thumbnails, page, path_text, table, text
 from embedkit.report.run_files import HeldOutPhoto, KeptEmbeddings, RunFiles, read_run
@@ -175,6 +177,7 @@ def _curves(run: RunFiles) -> str:
                 )
             )
     charts += _tell_tales(rows, x, best)
+    charts += _rates(run)
     return f'<h2>How it went</h2><div class="grid charts">{"".join(charts)}</div>'
 
 
@@ -210,6 +213,25 @@ def _tell_tales(rows: list[dict[str, Any]], x: list[int], best: int | None) -> l
             )
         )
     return charts
+
+
+def _rates(run: RunFiles) -> list[str]:
+    """The test of learning rates, where there was one."""
+    found = run.record.get("rate_test")
+    if not found or not found["losses"]:
+        return []
+    taken = found["reason"] or f"the thin line is {found['factor']:.2g}, which was taken"
+    return [
+        line_chart(
+            "Learning rates tried",
+            [math.log10(factor) for factor in found["factors"]],
+            [Line("loss of a batch", found["losses"])],
+            key="rates",
+            x_label="times the recipe's, as a power of 10",
+            mark=None if found["reason"] else math.log10(found["factor"]),
+            note=f"one step at each; {taken}",
+        )
+    ]
 
 
 def _words(name: str) -> str:
@@ -272,7 +294,7 @@ def _pair_histogram(vectors: Floats, labels: Indices) -> tuple[Indices, Indices]
     positive, negative = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
     for start in range(0, len(vectors), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        cosine = vectors[part] @ vectors.T
+        cosine = _cosines(vectors[part], vectors)
         distance = np.sqrt(np.maximum(2 - 2 * cosine, 0))
         bins = np.minimum((distance * (_BINS / 2)).astype(np.int64), _BINS - 1)
         once = np.arange(len(vectors)) > np.arange(start, start + len(cosine))[:, None]
@@ -280,6 +302,13 @@ def _pair_histogram(vectors: Floats, labels: Indices) -> tuple[Indices, Indices]
         positive += np.bincount(bins[once & same], minlength=_BINS)
         negative += np.bincount(bins[once & ~same], minlength=_BINS)
     return positive, negative
+
+
+def _cosines(asking: Floats, found: Floats) -> Floats:
+    """Of unit rows; of several vectors per photo the greatest."""
+    if asking.ndim == 3:
+        return greatest_cosines(asking, found).astype(np.float32)
+    return np.asarray(asking @ found.T)
 
 
 def _share(counts: Indices) -> npt.NDArray[np.float64]:
@@ -339,7 +368,7 @@ def _search(vectors: Floats, photos: list[HeldOutPhoto]) -> list[_Answer]:
     answers = []
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         part = queries[start : start + _QUERIES_AT_ONCE]
-        cosine = vectors[part] @ vectors[gallery].T
+        cosine = _cosines(vectors[part], vectors[gallery])
         cosine[part[:, None] == gallery] = -np.inf
         order = np.argsort(-cosine, axis=1, kind="stable")
         for place, query in enumerate(part.tolist()):

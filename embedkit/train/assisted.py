@@ -115,6 +115,12 @@ class Assisted(Method):
         return self.method.create_network(recipe, weights=weights)
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:
+        if self.distillation is not None and network.vectors > 1:
+            raise UsageError(
+                "a teacher teaches one vector per picture",
+                facts=f"this network gives {network.vectors} of each",
+                hint="leave --teacher out",
+            )
         for part in (self.noise, self.distillation):
             if part is not None:
                 part.prepare(setting, network)
@@ -149,11 +155,6 @@ class Assisted(Method):
         if self.noise is not None:
             believed = dataclasses.replace(batch, labels=self.noise.labels(batch))
         outcome = self.method.step(network, believed)
-        if outcome.embeddings.is_leaf:
-            raise UsageError(
-                "this method's own chunks leave nothing for --noise or --teacher to learn from",
-                hint="--chunk N in place of -s chunk=N",
-            )
         value = self._value(outcome.embeddings, batch)
         shown = outcome.loss + (value if not outcome.terms else value.detach())
         if not outcome.terms:

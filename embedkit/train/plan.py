@@ -179,7 +179,8 @@ def check_names(recipe: Recipe) -> None:
 
     Raises:
         UnknownNameError: No such loss, option, backbone or pooling.
-        UsageError: The loss cannot be trained by itself, in such batches or with a memory.
+        UsageError: The loss cannot be trained by itself, in such batches, with a memory or at
+            several widths.
     """
     methods.create(recipe.loss, **recipe.loss_options)
     if recipe.batches != "pk" and methods.is_method(recipe.loss):
@@ -194,6 +195,12 @@ def check_names(recipe: Recipe) -> None:
             f"the loss {recipe.loss} cannot use the embeddings of earlier batches",
             facts=f"these losses can: {', '.join(able)}",
             hint="leave --memory-bank out",
+        )
+    if recipe.widths[:-1] and not methods.nests(recipe.loss):
+        raise UsageError(
+            f"the method {recipe.loss} cannot be trained at several widths",
+            facts="what it makes of an embedding is no matter of its first numbers alone",
+            hint="leave --nested out, or a plain loss: --loss rll",
         )
     models.backbone_entry(recipe.backbone)
     if recipe.pooling not in models.pooling_names():

@@ -8,6 +8,7 @@ tuned per loss).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import tomllib
@@ -49,13 +50,16 @@ class Recipe:
         weights: ``imagenet``, ``none`` or the path of a file with the backbone's weights.
         pooling: How the backbone's map becomes one vector.
         dim: Width of the embedding (peer: 128).
+        nested: Narrower widths, rising, that are learned as well, so that the first so many numbers
+            of an embedding are an embedding; see `embedkit.losses.NestedLoss`.
         image_size: Side of the square network input, pixels; ImageNet weights were trained at 224.
         crop_ratio: Share of the centred square that evaluation and the exported model look at (256
             -> 224: 0.875).
         freeze: Number of backbone stages, counted from the input, whose weights stay as they are.
         freeze_batch_norm: Whether BatchNorm keeps its statistics; left out: yes with pretrained
             weights (peer), no without, where the statistics do not exist yet.
-        classes_per_batch: Classes in a batch (peer: 16).
+        classes_per_batch: Classes in a batch (peer: 16); all of them where there are fewer. Classes
+            of fewer than `images_per_class` images leave room, which further classes fill.
         images_per_class: Images of each class in a batch (peer: 4).
         batches: How classes come into a batch of a plain loss: ``pk`` (every class in its turn),
             ``varied`` (in a shape drawn anew for every batch, of the same size) or
@@ -76,6 +80,10 @@ class Recipe:
             .68 at 3e-3, which is worth trying).
         head_learning_rate: Of pooling and head (peer: 1e-3).
         proxy_learning_rate: Of the loss's own parameters (peer: 1e-2).
+        find_learning_rate: Whether 0.01 to 100 times all three are tried before the training, and
+            multiplied by what a rule of thumb makes of it; see `embedkit.train.find_rate`.
+        layer_decay: By which the rate falls from a stage of the backbone to the one below it,
+            nearer to the picture; 1: not at all. See `embedkit.train.layer_decay`.
         weight_decay: Of AdamW, on all weights (peer: 1e-4).
         clip_gradient: Greatest length of the gradient to all parameters together; left out: none.
         warmup: Share of all steps over which the learning rates rise from near 0 (peer: 0.1); a
@@ -110,6 +118,7 @@ class Recipe:
     weights: str = "imagenet"
     pooling: str = "avg"
     dim: int = 128
+    nested: tuple[int, ...] = ()
     image_size: int = 224
     crop_ratio: float = 0.875
     freeze: int = 0
@@ -125,6 +134,8 @@ class Recipe:
     learning_rate: float | None = None
     head_learning_rate: float = 1e-3
     proxy_learning_rate: float = 1e-2
+    find_learning_rate: bool = False
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     clip_gradient: float | None = None
     warmup: float = 0.1
@@ -146,10 +157,20 @@ class Recipe:
                 limit = (
                     f"{least:g} or more" if greatest == math.inf else f"{least:g} to {greatest:g}"
                 )
-                raise UsageError(f"{name} must be {limit}", facts=f"got {value}")
-        for name in ("crop_ratio", "clip_gradient"):
+                raise UsageError(
+                    f"{name} must be {limit}", facts=f"got {value}", hint=_without(name)
+                )
+        for name in ("crop_ratio", "clip_gradient", "layer_decay"):
             if getattr(self, name) == 0:
-                raise UsageError(f"{name} must be greater than 0")
+                raise UsageError(f"{name} must be greater than 0", hint=_without(name))
+        rising = all(a < b for a, b in itertools.pairwise((0, *self.nested)))
+        if not rising or max(self.nested, default=0) > self.dim:
+            widest = max(self.nested)
+            raise UsageError(
+                f"nested must be rising widths from 1 to {self.dim}, the width of the embedding",
+                facts=f"got {', '.join(map(str, self.nested))}",
+                hint=f"--dim {widest}" if rising else "--nested 32,64,128",
+            )
         if self.amp not in ("auto", "off", "bf16", "fp16"):
             raise UnknownNameError("number format", self.amp, ("auto", "off", "bf16", "fp16"))
         if self.batches not in _BATCHES:
@@ -171,6 +192,11 @@ class Recipe:
         return self.classes_per_batch * self.images_per_class
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths an embedding of this training has, rising; the last is `dim`."""
+        return (*(width for width in self.nested if width < self.dim), self.dim)
+
+    @property
     def pretrained(self) -> bool:
         """Whether the backbone starts from learned weights."""
         return self.weights != "none"
@@ -190,8 +216,9 @@ class Recipe:
     def automatic_epochs(self, epoch_steps: int) -> int:
         """Epochs when neither `epochs` nor `steps` is given: 10, or as many as reach 300 steps.
 
-        Without pretrained weights three times that. The peer comparison needs 200 steps on 3,000
-        photos (four epochs); what is too long, early stopping ends.
+        So every photo is seen ten times, and a small set is gone over until there were steps enough
+        for a warm-up and a cosine. Without pretrained weights three times that. The peer comparison
+        needs 200 steps on 3,000 photos (four epochs); what is too long, early stopping ends.
         """
         epochs = max(10, math.ceil(300 / epoch_steps))
         return epochs if self.pretrained else 3 * epochs
@@ -292,6 +319,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0, _ANY),
     "head_learning_rate": (0, _ANY),
     "proxy_learning_rate": (0, _ANY),
+    "layer_decay": (0, 1),
     "weight_decay": (0, _ANY),
     "clip_gradient": (0, _ANY),
     "warmup": (0, 1),
@@ -318,6 +346,8 @@ def _fit(name: str, value: Any, kind: Any) -> Any:
             return value
         if choice == dict[str, Any] and isinstance(value, dict):
             return dict(value)
+        if choice == tuple[int, ...] and isinstance(value, list | tuple):
+            return tuple(_fit(name, number, int) for number in value)
         if choice == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
             return tuple(_fit(name, number, float) for number in value)
     expected = " or ".join(
@@ -333,7 +363,15 @@ _KIND_WORDS: dict[Any, str] = {
     str: "a text",
     dict[str, Any]: "a table of options",
     tuple[float, float]: "two numbers",
+    tuple[int, ...]: "a list of whole numbers",
 }
+
+
+def _without(name: str) -> str:
+    """What to do when a setting was given that cannot be."""
+    (default,) = (one.default for one in dataclasses.fields(Recipe) if one.name == name)
+    taken = "then it is automatic" if default is None else f"it is then {default}"
+    return f"leave {name} out: {taken}"
 
 
 def _toml(value: Any) -> str:

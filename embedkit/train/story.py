@@ -13,9 +13,18 @@ from embedkit.data import PhotoSet
 from embedkit.methods import learns_from, options
 from embedkit.train.measure import brief
 from embedkit.train.plan import Plan
+from embedkit.train.recipe import Recipe
 from embedkit.train.robust_labels import noise_options
 
-__all__ = ["Reporter", "Silent", "describe", "tell_baseline", "tell_epoch", "tell_result"]
+__all__ = [
+    "Reporter",
+    "Silent",
+    "describe",
+    "tell_baseline",
+    "tell_epoch",
+    "tell_rates",
+    "tell_result",
+]
 
 # Share of the time; below it, decoding is hidden behind the network's arithmetic.
 _LONG_WAIT = 0.2
@@ -72,10 +81,12 @@ def describe(plan: Plan, tell: Reporter) -> None:
         tell.note("", f"{why}: no epoch is measured, and the last weights count")
     frozen = f", first {recipe.freeze} stages frozen" if recipe.freeze else ""
     norm = ", BatchNorm frozen" if recipe.batch_norm_frozen else ""
+    narrower = ", ".join(map(str, recipe.widths[:-1]))
+    nested = f" (also its first {narrower})" if narrower else ""
     tell.note(
         "model",
         f"{recipe.backbone} (weights {recipe.weights}{frozen}{norm}), {recipe.pooling} pooling, "
-        f"{recipe.dim}-d, {recipe.image_size} x {recipe.image_size} pixels",
+        f"{recipe.dim}-d{nested}, {recipe.image_size} x {recipe.image_size} pixels",
     )
     told = [f"{k}={v}" for k, v in {**options(recipe.loss), **recipe.loss_options}.items()]
     told += [f"memory_bank={recipe.memory_bank}"] if recipe.memory_bank else []
@@ -96,10 +107,13 @@ def describe(plan: Plan, tell: Reporter) -> None:
     batch += f" ({recipe.batches})" if recipe.batches != "pk" else ""
     if learns_from(recipe.loss) != "classes":
         batch = f"{recipe.batch_size} images at once"
+    decay = f", {recipe.layer_decay:g} of it from stage to stage" * (recipe.layer_decay < 1)
+    search = ", both to be found" * recipe.find_learning_rate
     tell.note(
         "steps",
         f"{plan.steps:,} in {plan.epochs} epochs of up to {plan.epoch_steps}; {batch}; "
-        f"learning rate {recipe.backbone_learning_rate:g}, head {recipe.head_learning_rate:g}",
+        f"learning rate {recipe.backbone_learning_rate:g}{decay}, "
+        f"head {recipe.head_learning_rate:g}{search}",
     )
     number = str(plan.amp or torch.float32).removeprefix("torch.")
     tell.note("device", f"{plan.device} ({number}), {torch.get_num_threads()} threads")
@@ -112,6 +126,19 @@ def tell_baseline(baseline: dict[str, Any], tell: Reporter) -> None:
         chance = metrics.get("chance_target_distance")
         if chance is not None:
             tell.note("", f"{split}: target distance {chance:.4g} by chance")
+
+
+def tell_rates(found: dict[str, Any], recipe: Recipe, tell: Reporter) -> None:
+    """What the test of learning rates decided."""
+    factor = found["factor"]
+    told = (
+        f"learning rate {recipe.backbone_learning_rate * factor:.2g}, "
+        f"head {recipe.head_learning_rate * factor:.2g}, of {len(found['losses'])} tried: "
+    )
+    if found["reason"]:
+        tell.note("rates", f"{told}unchanged, because {found['reason']}")
+    else:
+        tell.note("rates", f"{told}{factor:.2g} times the recipe's")
 
 
 def tell_epoch(row: dict[str, Any], epochs: int, tell: Reporter) -> None:

@@ -29,6 +29,7 @@ from embedkit import methods
 from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
 from embedkit.errors import EmbedKitError, Interrupted, MismatchError, UsageError
+from embedkit.evaluate import split_rows
 from embedkit.imaging import Pixels
 from embedkit.losses import CrossBatchMemory
 from embedkit.methods import Batch, Group, Method, Outcome
@@ -45,13 +46,23 @@ from embedkit.train.distributed import World, joined
 from embedkit.train.ema import WeightAverage
 from embedkit.train.events import EventLog, check_tensorboard
 from embedkit.train.examine import brief_check, examine, failure_lines, read_failures
+from embedkit.train.find_rate import STEPS, RangeTest, range_test
 from embedkit.train.guards import reproducible, seed_of, stop_requests
 from embedkit.train.large_batch import check_divisible, divided
-from embedkit.train.measure import measure, quality, quality_name
+from embedkit.train.layer_decay import split_by_stage
+from embedkit.train.measure import brief, measure, quality, quality_name
 from embedkit.train.plan import Plan, check_data, check_names, choose_device, make_plan
 from embedkit.train.recipe import MAY_CHANGE_ON_RESUME, Recipe
 from embedkit.train.run import SCHEMA, Run, create_untrained, point_last, versions, write_split
-from embedkit.train.story import Reporter, Silent, describe, tell_baseline, tell_epoch, tell_result
+from embedkit.train.story import (
+    Reporter,
+    Silent,
+    describe,
+    tell_baseline,
+    tell_epoch,
+    tell_rates,
+    tell_result,
+)
 from embedkit.train.suspects import SUSPECTS_FILE, find_suspects, write_suspects
 from embedkit.train.teacher import Teacher
 
@@ -135,6 +146,7 @@ def train(
         method = methods.create(recipe.loss, **recipe.loss_options)
         torch.manual_seed(seed_of(recipe.seed, "loss"))
         method.prepare(plan.setting(), network)
+        method.nest(plan.setting())
         if recipe.memory_bank:
             method.loss = CrossBatchMemory(
                 method.loss, size=recipe.memory_bank, embedding_dim=network.embedding_dim
@@ -168,6 +180,7 @@ class _Progress:
         check: What the check before the training found.
         sums: Of the running epoch: loss and tell-tales over its finished steps.
         warned: Whether the collapse alarm has been given.
+        rate_test: What the test of learning rates gave, as `RangeTest.to_json` has it.
     """
 
     epoch: int = 0
@@ -180,6 +193,11 @@ class _Progress:
     check: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)
     warned: bool = False
+    rate_test: dict[str, Any] | None = None
+
+
+class _NotFiniteError(EmbedKitError):
+    """The loss or the embeddings are no numbers any more."""
 
 
 class _StopRequested(Exception):
@@ -216,7 +234,9 @@ class _Training:
         # Its weights are measured and kept.
         self.result = self.average.network if self.average else network
         self.method = method.to(plan.device)
-        self.optimizer = _create_optimizer(method.groups(network, recipe), recipe.weight_decay)
+        groups = method.groups(network, recipe)
+        groups = split_by_stage(groups, network.backbone, recipe.layer_decay)
+        self.optimizer = _create_optimizer(groups, recipe.weight_decay)
         self.scaler = torch.amp.GradScaler("cuda", enabled=plan.amp == torch.float16)
         self.setting, self.train_rows = plan.setting(), plan.rows("train")
         targets = self.setting.photos.targets
@@ -268,12 +288,14 @@ class _Training:
                 for split, metrics in self.progress.baseline.items():
                     self.events.write(split, metrics, 0)
             tell_baseline(self.progress.baseline, self.tell)
+            if self.recipe.find_learning_rate:
+                self._take_found_rates()
             while (reason := self._reason_to_stop()) is None:
                 self._train_epoch()
                 row = self._finish_epoch()
                 self._keep_if_best(row)
                 self._save(row)
-            test = self._measure_best()
+            test, nested = self._measure_best()
             self._write_suspects()
         except _StopRequested:
             self._save()
@@ -285,9 +307,11 @@ class _Training:
         self.events.write(
             "test", test or {}, self.progress.best["step"] if self.progress.best else 0
         )
-        self._write_record("finished", reason=reason, test=test)
+        self._write_record("finished", reason=reason, test=test, nested=nested)
         self.tell.note("stopped", reason)
         tell_result(self.progress.best, self.progress.baseline, test, self.tell)
+        for width, metrics in nested.items():
+            self.tell.note("", f"{self._held_out()}: {brief(metrics)}  first {width} numbers")
         if not self.method.normalizes and self.plan.measured_by() == "classes":
             self.tell.note("metric", "this loss compares by distance; the numbers are by cosine")
 
@@ -297,9 +321,7 @@ class _Training:
         """Its batches still to come, each with torch's generator seeded for it."""
         progress, plan = self.progress, self.plan
         if progress.step == 0:
-            torch.manual_seed(seed_of(self.recipe.seed, "epoch", progress.epoch))
-            self.method.begin_epoch(progress.epoch, _View(self))
-            self.world.align(self.network, self.method)
+            self._begin_epoch()
         batches = self.sampler.batches(progress.epoch)[: plan.steps_of(progress.epoch)]
         sizes = [len(batch) for batch in batches]
         pictures = self.loader.batches(
@@ -320,6 +342,11 @@ class _Training:
                 advance(len(rows), 0)
                 if self._out_of_time():
                     break
+
+    def _begin_epoch(self) -> None:
+        torch.manual_seed(seed_of(self.recipe.seed, "epoch", self.progress.epoch))
+        self.method.begin_epoch(self.progress.epoch, _View(self))
+        self.world.align(self.network, self.method)
 
     def _timed(self, pictures: Iterator[Pixels]) -> Iterator[Pixels]:
         """The same, adding up how long the network waits for them."""
@@ -344,8 +371,25 @@ class _Training:
 
     def _step(self, batch: Batch) -> None:
         """Forward, loss, backward, update; then a place where the run may be left."""
-        progress, recipe = self.progress, self.recipe
-        rate = self._rate_of(self._global_step())
+        progress = self.progress
+        told = self._learn(batch, self._rate_of(self._global_step()))
+        for name, number in told.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + number
+        progress.step += 1
+        if self.average is not None:
+            self.average.update(self.network, self._global_step())
+        self.events.write("train", told, self._global_step())
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self.events.write("learning_rate", rates, self._global_step())
+        self._leave_if_asked()
+
+    def _learn(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One update at this share of the full learning rates; the loss before it, and more.
+
+        Raises:
+            _NotFiniteError: Nothing was updated.
+        """
+        recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * rate
         with self._autocast():
@@ -365,15 +409,7 @@ class _Training:
             told["gradient_norm"] = float(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for name, number in told.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + number
-        progress.step += 1
-        if self.average is not None:
-            self.average.update(self.network, self._global_step())
-        self.events.write("train", told, self._global_step())
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        self.events.write("learning_rate", rates, self._global_step())
-        self._leave_if_asked()
+        return told
 
     def _backward(self, outcome: Outcome) -> None:
         """The gradients of the loss, or of the terms in its place, one graph at a time."""
@@ -396,15 +432,68 @@ class _Training:
         amp = self.plan.amp
         return torch.autocast(self.plan.device.type, amp, enabled=amp is not None)
 
-    def _not_finite(self, value: float) -> EmbedKitError:
-        lower = self.recipe.backbone_learning_rate / 10
-        return EmbedKitError(
+    def _not_finite(self, value: float) -> _NotFiniteError:
+        lower = self.recipe.backbone_learning_rate * self._found_factor() / 10
+        return _NotFiniteError(
             f"the network's output is no longer finite at epoch {self.progress.epoch + 1}, "
             f"step {self.progress.step + 1}",
             facts=f"the loss is {value}; the checkpoints of the last finished epoch are kept in "
             f"{self.run_dir}",
             hint=f"--learning-rate {lower:g}" + (" --amp off" if self.plan.amp else ""),
         )
+
+    # --- the test of learning rates --------------------------------------------------------------
+
+    def _take_found_rates(self) -> None:
+        """Multiply all rates by what the test makes of them; it is made once in a training."""
+        if self.progress.rate_test is None:
+            self.progress.rate_test = self._find_rates().to_json()
+            self._save()
+        for group in self.optimizer.param_groups:
+            group["full_lr"] *= self._found_factor()
+        tell_rates(self.progress.rate_test, self.recipe, self.tell)
+
+    def _find_rates(self) -> RangeTest:
+        """Try them; afterwards, also when stopped, all is as if nothing had been tried."""
+        before = pack(self.network, self.method, None)
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        scaler = self.scaler.state_dict()
+        try:
+            found = self._try_rates()
+        finally:
+            unpack(before, self.network, self.method, None)
+            self.optimizer.state.clear()
+            if scaler:
+                self.scaler.load_state_dict(scaler)
+        return self.world.of_leader(lambda: found)
+
+    def _try_rates(self) -> RangeTest:
+        """The batches and pictures are those of a first epoch of so many steps."""
+        self._begin_epoch()
+        batches = self.method.sampler(self.setting, STEPS).batches(0)
+        places = [self.train_rows[batch] for batch in batches]
+        pictures = self.loader.batches(places, epoch=0, start=0, part=self.world.part)
+        self.network.train()
+        self.method.train()
+        with self.tell.progress("rates", STEPS) as advance:
+
+            def step(number: int, factor: float) -> float:
+                torch.manual_seed(seed_of(self.recipe.seed, "step", 0, number))
+                batch = self._batch(batches[number], next(pictures))
+                try:
+                    loss = self._learn(dataclasses.replace(batch, step=number), factor)["loss"]
+                except _NotFiniteError:
+                    return math.nan
+                advance(1, 0)
+                self._leave_if_asked()
+                return loss
+
+            return range_test(step)
+
+    def _found_factor(self) -> float:
+        """By which the recipe's learning rates are multiplied."""
+        found = self.progress.rate_test
+        return 1.0 if found is None else float(found["factor"])
 
     # --- end of an epoch -------------------------------------------------------------------------
 
@@ -420,7 +509,9 @@ class _Training:
             "epoch": progress.epoch + 1,
             "step": self._global_step(),
             "loss": means.pop("loss", None),
-            "learning_rate": self._rate_of(self._global_step() - 1) * recipe.backbone_learning_rate,
+            "learning_rate": self._rate_of(self._global_step() - 1)
+            * recipe.backbone_learning_rate
+            * self._found_factor(),
             "stats": means,
             "val": None,
         }
@@ -486,9 +577,11 @@ class _Training:
             advice = "in evaluation only: BatchNorm's statistics have not settled. Train longer"
             advice += " or freeze them (--freeze-batch-norm)."
         else:
+            tenth = self._found_factor() / 10
+            lower = recipe.backbone_learning_rate * tenth, recipe.head_learning_rate * tenth
             advice = (
-                f"lower the learning rate (--learning-rate {recipe.backbone_learning_rate / 10:g} "
-                f"--head-learning-rate {recipe.head_learning_rate / 10:g})"
+                f"lower the learning rate (--learning-rate {lower[0]:g} "
+                f"--head-learning-rate {lower[1]:g})"
                 + ("" if recipe.batch_norm_frozen else ", freeze BatchNorm (--freeze-batch-norm)")
                 + (", mine gently (-s mining=semi-hard)" if recipe.loss == "triplet" else "")
                 + " or put more classes in a batch (--batch)."
@@ -509,15 +602,23 @@ class _Training:
             if len(self.plan.measured(split))
         }
 
-    def _measure_best(self) -> dict[str, Any] | None:
-        """The best weights on ``test``, or again on ``val`` to keep its embeddings."""
+    def _measure_best(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+        """The best weights on ``test``, or again on ``val`` to keep its embeddings.
+
+        And there the metrics of each narrower width.
+        """
         split = self._held_out()
         if not split:
-            return None
+            return None, {}
         best = copy.deepcopy(self.network)
         unpack(read_checkpoint(self.run_dir / "best.safetensors").tensors, best, None, None)
-        metrics = self._measure(best.eval(), split, keep="after")[0]
-        return metrics if split == "test" else None
+        embeddings = self.embed(best.eval(), self.plan.rows(split)).numpy()
+        metrics = self._judge(embeddings, split, keep="after")[0]
+        nested = {
+            str(width): self._judge(np.ascontiguousarray(embeddings[:, :width]), split)[0]
+            for width in self.recipe.widths[:-1]
+        }
+        return (metrics if split == "test" else None), nested
 
     def _write_suspects(self) -> None:
         """Name the photos whose labels the classifier doubts, where there is one."""
@@ -545,8 +646,20 @@ class _Training:
         keep: Literal["before", "after"] | None = None,
     ) -> tuple[dict[str, Any], float]:
         """Metrics of one split, and how far its embeddings are spread."""
+        return self._judge(self.embed(embed, self.plan.rows(split)).numpy(), split, keep=keep)
+
+    def _judge(
+        self,
+        given: npt.NDArray[np.float32],
+        split: str,
+        *,
+        keep: Literal["before", "after"] | None = None,
+    ) -> tuple[dict[str, Any], float]:
+        """The same of what the network gave for the split's rows."""
         rows, photos = self.plan.rows(split), self.plan.photos
-        embeddings = self.embed(embed, rows).numpy()
+        # The pooled features before training are one vector, whatever the network makes of them.
+        vectors = 1 if keep == "before" else self.network.vectors
+        embeddings = split_rows(given, vectors)
         if keep is not None and split == self._held_out():
             labels = [photos.labels[row] for row in rows]
             keep_embeddings(self.run_dir, keep, rows=rows, labels=labels, embeddings=embeddings)
@@ -554,7 +667,7 @@ class _Training:
         # The untrained features are always compared by cosine, at which they are best.
         metric = "cosine" if unit or keep == "before" else "l2"
         metrics = measure(self.plan, rows, embeddings, metric=metric)
-        return metrics, _spread(embeddings, unit=unit)
+        return metrics, _spread(embeddings.reshape(len(rows), -1), unit=unit)
 
     def embed(
         self,
@@ -647,7 +760,12 @@ class _Training:
         return {"recipe": self.recipe.to_json(), "data": data, "teacher": teacher}
 
     def _write_record(
-        self, status: str, *, reason: str | None = None, test: dict[str, Any] | None = None
+        self,
+        status: str,
+        *,
+        reason: str | None = None,
+        test: dict[str, Any] | None = None,
+        nested: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         plan, recipe, progress = self.plan, self.recipe, self.progress
         record = {
@@ -673,6 +791,8 @@ class _Training:
             "baseline": progress.baseline,
             "best": progress.best,
             "test": test,
+            "nested": nested or {},
+            "rate_test": progress.rate_test,
             "versions": versions(),
         }
         _write_text(self.run_dir / "run.json", json.dumps(record, indent=1) + "\n")
@@ -762,7 +882,7 @@ def _create_optimizer(groups: Iterable[Group], weight_decay: float) -> torch.opt
         for group in groups
         if (learning := [part for part in group.parameters if part.requires_grad])
     ]
-    return torch.optim.AdamW(settings)
+    return torch.optim.AdamW(settings, fused=True)
 
 
 def _read_saved(run_dir: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,6 +6,7 @@ A new method is tested by existing.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from embedkit.data import PhotoSet, read_photos
 from embedkit.export import export_onnx
 from embedkit.methods import Method
 from embedkit.runtime import Embedder
-from embedkit.train import Recipe, Run, make_plan
+from embedkit.train import Recipe, Run, find_rate, make_plan, trainer
 from embedkit.train.run import create_untrained
 from tests.methods.conftest import TrainStopped
 
@@ -102,6 +103,27 @@ def _pixels(recipe: Recipe, files: list[Path]) -> torch.Tensor:
     from embedkit.imaging import read_pixels
 
     return torch.from_numpy(np.stack([read_pixels(one, recipe.preprocess()) for one in files]))
+
+
+@pytest.mark.parametrize("name", methods.method_names())
+def test_a_test_of_learning_rates_before_it_leaves_no_trace(
+    name: str,
+    fitting: Callable[[str], PhotoSet],
+    tmp_path: Path,
+    tiny: Callable[..., Recipe],
+    train_stopped: TrainStopped,
+    contents: Callable[[Path], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Three steps decide nothing: the training is then that by the recipe's own rates.
+    for module in (find_rate, trainer):
+        monkeypatch.setattr(module, "STEPS", 3)
+    recipe, photos = tiny(loss=name, epochs=1), fitting(name)
+    plain = train_stopped(recipe, photos, tmp_path / "plain", [])
+    tested = dataclasses.replace(recipe, find_learning_rate=True)
+    after = train_stopped(tested, photos, tmp_path / "tested", [])
+    assert contents(plain) == contents(after)
+    assert len(Run.load(after).record["rate_test"]["losses"]) == 3
 
 
 @pytest.mark.parametrize("name", methods.method_names())

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,10 +374,40 @@ def test_as_many_training_labels_are_flipped_as_asked_for_and_no_others(
     assert all(every.labels[row] != again.labels[row] for row in train_rows)
 
 
+def test_asymmetric_noise_moves_every_class_to_the_next_of_its_category(photos: PhotoSet) -> None:
+    clean = dataclasses.replace(photos, split=("train",) * (len(photos) - 1) + ("val",))
+    classes = sorted({clean.labels[row] for row in range(len(clean) - 1)})
+    pairs = zip(classes, [*classes[1:], classes[0]], strict=True)
+
+    def flips(photos: PhotoSet, **options: Any) -> tuple[Counter[tuple[str, str]], list[int]]:
+        noisy, flipped = inject_noise(photos, rate=0.4, **options)
+        moves = Counter((photos.labels[row], noisy.labels[row]) for row in flipped)
+        assert moves.total() == round(0.4 * (len(photos) - 1))
+        assert noisy.labels[-1] == photos.labels[-1]
+        return moves, flipped.tolist()
+
+    moves, flipped = flips(clean, kind="asymmetric")
+    assert set(moves) <= set(pairs)
+    assert len(moves) > 1
+    spread, same = flips(clean)
+    assert same == flipped
+    assert len(spread) > len(moves)
+    # Two of a category change places, and one alone goes where the next category begins.
+    wanted = {classes[0]: classes[2], classes[2]: classes[0], classes[1]: classes[3]}
+    kinds = {classes[0]: "a", classes[2]: "a", classes[1]: "b"}
+    sorts = tuple(kinds.get(label, "c") for label in clean.labels)
+    moves, _ = flips(dataclasses.replace(clean, category=sorts), kind="asymmetric")
+    assert {wrong for wrong in moves if wrong[0] in wanted} <= set(wanted.items())
+    assert {label for label, _ in moves} >= set(wanted)
+    assert not {to for label, to in moves if label not in wanted} & set(wanted)
+
+
 def test_labels_that_cannot_be_flipped_are_refused(photos: PhotoSet) -> None:
     for rate in (0, 1.1, math.nan, -1):
         with pytest.raises(UsageError, match="above 0"):
             inject_noise(photos, rate=rate)
+    with pytest.raises(UsageError, match="symmetric or asymmetric, not 'pairs'"):
+        inject_noise(photos, rate=0.5, kind="pairs")
     bare = dataclasses.replace(photos, labels=("",) * len(photos))
     with pytest.raises(DataError, match="no labels"):
         inject_noise(bare, rate=0.5)

@@ -221,6 +221,7 @@ def test_the_process_is_left_as_it_was(photos: PhotoSet, tmp_path: Path) -> None
     train(_recipe(epochs=1), photos, tmp_path / "run", device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
