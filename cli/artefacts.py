@@ -145,6 +145,11 @@ def _contract(contract: ModelContract) -> tuple[list[tuple[str, str]], dict[str,
     for precision, metrics in contract.quality.items():
         of = f" on {held_out}" if held_out and precision == "fp32" else ""
         lines.append(("quality", f"{_metrics(metrics)} ({precision}{of})"))
+    for prefix in contract.prefixes:
+        measured = f"{_metrics(prefix.quality)} " if prefix.quality else ""
+        lines.append(("--dim", f"{prefix.dim}: {measured}(the first {prefix.dim} numbers alone)"))
+    if books := contract.codebooks:
+        lines.append(("codes", f"{books.parts} a picture, each one of {books.words} words"))
     if contract.precision != "fp32":
         kept = f"; {len(contract.kept_float)} layers kept in float" if contract.kept_float else ""
         lines.append(("precision", contract.precision + kept))
@@ -158,6 +163,8 @@ def _contract(contract: ModelContract) -> tuple[list[tuple[str, str]], dict[str,
     test = document.pop("self_test")
     if test is not None:
         test["vector"] = f"{len(test['vector'])} numbers"
+    if books := contract.codebooks:
+        document["codebooks"]["numbers"] = f"{books.dim * books.words} numbers"
     return lines, {"contract": {**document, "self_test": test}}
 
 
@@ -251,9 +258,10 @@ def _catalog(path: Path) -> Artefact:
     index = catalog.manifest.get("index", {})
     kind = index.get("factory", "Flat") if isinstance(index, dict) else "Flat"
     size = path.stat().st_size
+    several = f"{catalog.parts} vectors each, " if catalog.parts > 1 else ""
     lines = [
         ("file", f"{megabytes(size)}; {len(catalog):,} pictures, {catalog.dim} wide, "
-                 f"{catalog.metric}, {kind}"),
+                 f"{several}{catalog.metric}, {kind}"),
     ]  # fmt: skip
     if catalog.has_names:
         summary = catalog.contract_summary
@@ -272,6 +280,7 @@ def _catalog(path: Path) -> Artefact:
         "size": size,
         "count": len(catalog),
         "dim": catalog.dim,
+        "vectors": catalog.parts,
         "metric": catalog.metric,
         "manifest": catalog.manifest,
         "store": None,

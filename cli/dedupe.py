@@ -152,8 +152,13 @@ def _least(given: float | None, metric: str) -> float:
 
 def _of_index(file: Path, *, exact: bool) -> _Pictures:
     from embedkit.index import Catalog
+    from embedkit.index.learned import needs_vectors
+    from embedkit.index.several import needs_one_vector
 
     catalog = Catalog.open(file)
+    if not exact:
+        needs_one_vector("dedupe without --exact", catalog)
+        needs_vectors("dedupe without --exact", catalog)
     files = [catalog.hit(position).path for position in range(len(catalog))]
     return _Pictures(files, None if exact else catalog.vectors, catalog.metric, [])
 
@@ -163,6 +168,7 @@ def _of_folder(folder: Path, model: Path | None, device: str, display: Display) 
     import numpy as np
 
     from embedkit.imaging import find_images
+    from embedkit.index.several import refuse_several
     from embedkit.runtime import Embedder
 
     files = list(find_images(folder))
@@ -174,9 +180,11 @@ def _of_folder(folder: Path, model: Path | None, device: str, display: Display) 
     rows: list[Any] = []
     failed: list[tuple[Path, str]] = []
     with (
-        Embedder.load(model, device=device) as embedder,
+        Embedder.load(model, device=device, threads=1) as embedder,
         display.progress("embedding", len(files)) as advance,
     ):
+        contract = embedder.contract
+        refuse_several("dedupe without --exact", contract.name, contract.vectors)
         for one in embedder.embed_files(files):
             if one.error is not None:
                 failed.append((one.path, one.error.reason))
@@ -184,7 +192,7 @@ def _of_folder(folder: Path, model: Path | None, device: str, display: Display) 
                 good.append(one.path)
                 rows.append(one.vector)
             advance(1, int(one.error is not None))
-        metric, width = embedder.contract.metric, embedder.embedding_dim
+        metric, width = contract.metric, embedder.embedding_dim
     vectors = np.stack(rows) if rows else np.empty((0, width), np.float32)
     return _Pictures(good, lambda numbers: vectors[numbers], metric, failed)
 

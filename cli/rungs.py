@@ -81,6 +81,13 @@ def _below(ladder: Ladder) -> list[str]:
         if rung.errors:
             worst = ", ".join(f"{one.layer.name} {one.error:.2g}" for one in rung.errors[:_NAMED])
             lines += _wrapped(f"  hurts most (1 - cosine, this layer alone): {worst}")
+    shares = [
+        f"{rung.name} {rung.report.equal_codes:.1%}"
+        for rung in _all(ladder)
+        if rung.report is not None and rung.report.equal_codes is not None
+    ]
+    if shares:
+        lines += _wrapped(f"codes: the network's own are {', '.join(shares)}")
     if ladder.engine and ladder.engine.path != ladder.taken.path:
         lines += _wrapped(f"engine: built from {ladder.engine.name}, which {ladder.engine.reason}")
     return lines

@@ -8,8 +8,7 @@ ours, see `BranchedNet`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from embedkit.errors import UsageError
 from embedkit.models.backbone import Backbone, Size
 from embedkit.models.network import EmbeddingNet
 from embedkit.models.pooling import AveragePooling, GemPooling, SecondOrderPooling
+from embedkit.models.taps import two_taps, watched
 
 __all__ = ["BranchedNet", "branch_widths"]
 
@@ -60,7 +60,7 @@ class BranchedNet(EmbeddingNet):
         high, low, middle = branch_widths(dim)
         self.head = nn.Linear(pooling.num_features, high, bias=False)
         nn.init.orthogonal_(self.head.weight)
-        shapes = _two_taps(backbone, image_size)
+        shapes = two_taps(backbone, image_size)
         self.taps = tuple(shapes)
         first, second = shapes.values()
         self.low = _branch(first, low)
@@ -69,7 +69,7 @@ class BranchedNet(EmbeddingNet):
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, H, W, 3)`` uint8 -> raw embedding ``(B, D)``."""
         # The branches come after the whole backbone: an exported graph is then in that order too.
-        with _watched(self.backbone, self.taps) as maps:
+        with watched(self.backbone, self.taps) as maps:
             pooled = self.features(pixels)
         low, middle = (maps[name] for name in self.taps)
         return torch.cat([self.head(pooled), self.low(low), self.middle(middle)], 1)
@@ -118,48 +118,3 @@ def _windows(side: int) -> tuple[int, int, int]:
     count = min(4, max(1, math.ceil((side - 5) / 3) + 1))
     apart = side // count
     return count, side - apart * (count - 1), apart
-
-
-@contextmanager
-def _watched(backbone: Backbone, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What these modules of the body give while the backbone runs, by name."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-        module = backbone.body.get_submodule(name)
-        return module.register_forward_hook(lambda _, __, given: seen.__setitem__(name, given))
-
-    handles = [keep(name) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _two_taps(backbone: Backbone, image_size: Size) -> dict[str, tuple[int, ...]]:
-    """The last stage of each of the two sizes before the final one, and its ``(channels, h, w)``.
-
-    Found by looking at an empty picture; draws no random numbers.
-    """
-    # Of a transformer, some stages are no modules.
-    modules = {name for name, _ in backbone.body.named_modules()}
-    stages = [stage[0] for stage in backbone.stages if len(stage) == 1 and stage[0] in modules]
-    training = backbone.training
-    backbone.eval()
-    with torch.no_grad(), _watched(backbone, stages) as maps:
-        final = backbone(torch.zeros(1, 3, *image_size))
-    backbone.train(training)
-    last_of_size = {
-        tuple(given.shape[2:]): name for name, given in maps.items() if given.dim() == 4
-    }
-    # Some transformers keep the channels last until the end.
-    in_order = bool(stages) and maps[stages[-1]].shape == final.shape
-    if not in_order or len(last_of_size) < 3:
-        raise UsageError(
-            f"the backbone {backbone.name} cannot be read at three depths",
-            facts=f"with pictures of {image_size[0]} x {image_size[1]} it has no maps of three "
-            "sizes, channels first",
-            hint="a convolutional one: --backbone resnet50, mobilenet_v2",
-        )
-    return {name: tuple(maps[name].shape[1:]) for name in list(last_of_size.values())[-3:-1]}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedkit.errors import UsageError
-from embedkit.models.backbone import Backbone, Size
+from embedkit.models.backbone import Backbone, Size, stage_of
 from embedkit.models.pooling import AveragePooling, GemPooling, SecondOrderPooling, create_pooling
 from embedkit.models.zoo import create_backbone
 
@@ -30,11 +31,17 @@ class EmbeddingNet(nn.Module):
 
     Attributes:
         embedding_dim: D.
+        vectors: How many vectors of equal width the D numbers are, side by side; two pictures are
+            as alike as their most alike vectors. 1 but for networks that make several.
+        looks: Names of the methods that take pixels and give a row per picture: a batch that is
+            divided among processes or into chunks is divided at these.
         head: Linear F -> D; starts with orthogonal weight and zero bias, so that angles between
             pooled features are kept as well as D allows.
         batch_norm_frozen: See `freeze_batch_norm`.
         frozen_stages: See `freeze_stages`.
     """
+
+    looks: ClassVar[tuple[str, ...]] = ("forward", "features")
 
     scale: Tensor
     shift: Tensor
@@ -59,6 +66,7 @@ class EmbeddingNet(nn.Module):
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.embedding_dim = dim
+        self.vectors = 1
         self.batch_norm_frozen = False
         self.frozen_stages = 0
         # Settings, not weights: they belong to the preprocessing and stay out of the state dict.
@@ -74,6 +82,11 @@ class EmbeddingNet(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """``(B, H, W, 3)`` uint8 -> pooled ``(B, F)``: what the head reads."""
+        pooled: Tensor = self.pooling(self.feature_map(pixels))
+        return pooled
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """``(B, H, W, 3)`` uint8 -> the backbone's ``(B, C, h, w)``."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise ValueError(
                 "pixels must be uint8 of shape (B, H, W, 3), "
@@ -82,15 +95,15 @@ class EmbeddingNet(nn.Module):
         # Cast first, as TensorRT asks of a uint8 input. The permuted view of contiguous pixels is
         # already channels-last.
         images = pixels.to(self.scale.dtype).permute(0, 3, 1, 2)
-        pooled: Tensor = self.pooling(self.backbone(images * self.scale + self.shift))
-        return pooled
+        feature_map: Tensor = self.backbone(images * self.scale + self.shift)
+        return feature_map
 
     def train(self, mode: bool = True) -> EmbeddingNet:
         """Training mode for all but what is frozen; evaluation mode for everything."""
         super().train(mode)
         if mode:
             for name, module in self.backbone.body.named_modules():
-                if _in_stages(name, self.backbone.stages[: self.frozen_stages]):
+                if _in_first(self.frozen_stages, stage_of(name, self.backbone.stages)):
                     module.eval()
             if self.batch_norm_frozen:
                 for module in self.modules():
@@ -141,7 +154,7 @@ def freeze_stages(net: EmbeddingNet, n: int) -> None:
             hint=f"a number from 0 to {len(stages)}",
         )
     for name, parameter in net.backbone.body.named_parameters():
-        parameter.requires_grad_(not _in_stages(name, stages[:n]))
+        parameter.requires_grad_(not _in_first(n, stage_of(name, stages)))
     net.frozen_stages = n
     net.train(net.training)
 
@@ -158,7 +171,5 @@ def weights_hash(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _in_stages(name: str, stages: Sequence[Sequence[str]]) -> bool:
-    return any(
-        name == prefix or name.startswith(f"{prefix}.") for stage in stages for prefix in stage
-    )
+def _in_first(count: int, stage: int | None) -> bool:
+    return stage is not None and stage < count

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedkit.data import PhotoLoader, PhotoSet
 from embedkit.errors import DataError
-from embedkit.evaluate import retrieval_metrics
+from embedkit.evaluate import retrieval_metrics, split_rows
 from embedkit.models import EmbeddingNet
 from embedkit.train import Recipe
 
@@ -54,8 +54,9 @@ class HeldOut:
         )
 
     def embed(self, network: EmbeddingNet) -> Floats:
-        """``(N, D)`` unit embeddings; the network moves to the device."""
-        return self._vectors(network, network)
+        """``(N, D)`` unit embeddings, of K vectors per photo ``(N, K, D)``; the network moves to
+        the device."""
+        return split_rows(self._vectors(network, network), network.vectors)
 
     def features(self, network: EmbeddingNet) -> Floats:
         """``(N, F)`` unit rows of the pooled features, before the head."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from embedkit.atomic import published
 from embedkit.compare.cell import VECTORS, Cell, train_cell
@@ -85,8 +86,9 @@ def make_row(entry: Entry, bench: Bench, folder: Path) -> dict[str, Any]:
 
     Returns the content of row.json: ``row``, ``loss``, ``dim``, ``searched`` (names), ``settings``
     (chosen), ``search`` (a list of settings with their validation ``map@r``), ``repeats`` (a list
-    of ``seed``, ``single``, ``concatenated``), ``failed`` (why there are too few of them, else
-    empty), ``steps`` of one training of the repeats, and ``versions``.
+    of ``seed``, ``single``, ``concatenated``, the last None where a network gives several vectors
+    per photo), ``failed`` (why there are too few of them, else empty), ``steps`` of one training of
+    the repeats, and ``versions``.
     """
     record = folder / "row.json"
     known = read_json(record)
@@ -177,20 +179,31 @@ def _repeat(
             "seed": recipe.seed,
             "single": _mean(alone),
             "folds": alone,
-            "concatenated": bench.test.measure(np.concatenate(vectors, axis=1)),
+            "concatenated": _side_by_side(vectors, bench),
         }
         write_json(record, repeat)
     for file in files:
         file.unlink(missing_ok=True)
     if repeat is None:
         return None
+    together = repeat["concatenated"]
     bench.reporter.note(
         "repeat",
         f"{entry.name} seed {recipe.seed}: test MAP@R {repeat['single']['map@r']:.4f}, "
-        f"concatenated {repeat['concatenated']['map@r']:.4f}  "
+        f"concatenated {'-' if together is None else format(together['map@r'], '.4f')}  "
         f"({bench.clock.done}/{bench.clock.cells})",
     )
     return repeat
+
+
+def _side_by_side(vectors: list[npt.NDArray[np.float32]], bench: Bench) -> Metrics | None:
+    """Of the folds' embeddings in one row; None of several vectors per photo.
+
+    Which of one network's vectors belongs beside which of another's, nobody knows.
+    """
+    if vectors[0].ndim == 3:
+        return None
+    return bench.test.measure(np.concatenate(vectors, axis=1))
 
 
 def _cell(recipe: Recipe, fold: int, bench: Bench, folder: Path, *, tested: bool) -> Cell:

@@ -54,7 +54,7 @@ def estimate(values: Sequence[float], level: float = _LEVEL) -> dict[str, Any]:
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table: row.json with ``single`` and ``concatenated`` in place of its repeats.
 
-    Both are None for a row that failed.
+    Both are None for a row that failed, the second also where a network gives several vectors.
     """
     repeats = row["repeats"]
     kept = {name: value for name, value in row.items() if name != "repeats"}
@@ -65,7 +65,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
                 name: estimate([repeat[kind][name] for repeat in repeats])
                 for name in repeats[0][kind]
             }
-            if repeats
+            if repeats and repeats[0][kind] is not None
             else None
             for kind in KINDS
         },

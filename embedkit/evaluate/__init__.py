@@ -23,6 +23,7 @@ from embedkit.evaluate.retrieval import (
     query_results,
     retrieval_metrics,
 )
+from embedkit.evaluate.several import greatest_cosines, split_rows
 from embedkit.evaluate.thresholds import calibrate
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "confidence_intervals",
     "continuous_metrics",
     "evaluate",
+    "greatest_cosines",
     "nearest",
     "neighbour_overlap",
     "open_set",
@@ -48,5 +50,6 @@ __all__ = [
     "query_results",
     "read_per_query",
     "retrieval_metrics",
+    "split_rows",
     "triplet_metrics",
 ]

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from embedkit.errors import MissingExtraError
+from embedkit.errors import MissingExtraError, UsageError
 from embedkit.evaluate.ranking import prepare
 from embedkit.evaluate.retrieval import Labels, class_codes
 
@@ -60,10 +61,17 @@ def clustering(
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
+        UsageError: K vectors per picture: k-means has no mean of such pictures.
         EmbedKitError: An embedding holds NaN or infinity.
 
     Cost: O(N x classes x D) for each of at most 300 rounds.
     """
+    shape = np.asarray(embeddings).shape
+    if len(shape) == 3:
+        raise UsageError(
+            "NMI and AMI need one vector per picture",
+            facts=f"there are {shape[1]}, and k-means has no mean of such pictures",
+        )
     try:
         from sklearn.cluster import KMeans
         from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from embedkit.evaluate.several import greatest_cosines
+
 __all__ = ["ContinuousMetrics", "TripletMetrics", "continuous_metrics", "triplet_metrics"]
+
+Doubles = npt.NDArray[np.float64]
 
 _BLOCK = 1024
 
@@ -87,7 +91,8 @@ def continuous_metrics(
     matters. A query is never found itself. Where the gallery has fewer than k others, all count.
 
     Args:
-        embeddings: ``(N, D)``.
+        embeddings: ``(N, D)``; or ``(N, K, D)``, K vectors per picture, for ``cosine`` only: two
+            pictures are as alike as their most alike vectors.
         targets: ``(N,)`` or ``(N, d)``.
         ks: Of nDCG and distances, each at least 1.
         query: ``(N,)`` bool, the rows that ask; None is all.
@@ -100,10 +105,7 @@ def continuous_metrics(
     points = np.asarray(targets, np.float64)
     points = points[:, None] if points.ndim == 1 else points
     asks, found = _flags(query, len(rows)), _flags(gallery, len(rows))
-    if metric == "cosine":
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    elif metric != "l2":
-        raise ValueError(f"metric must be cosine or l2, got {metric!r}")
+    rows = _comparable(rows, metric)
     queries, places = np.flatnonzero(asks), np.flatnonzero(found)
     ks = tuple(dict.fromkeys(ks))
     if not ks or min(ks) < 1:
@@ -115,7 +117,12 @@ def continuous_metrics(
         itself = some[:, None] == places
         some, itself = (part[(~itself).any(1)] for part in (some, itself))
         apart = np.where(itself, np.inf, _distances(points[some], points[places]))
-        away = np.where(itself, np.inf, _distances(rows[some], rows[places]))
+        away = (
+            _distances(rows[some], rows[places])
+            if rows.ndim == 2
+            else -greatest_cosines(rows[some], rows[places])
+        )
+        away = np.where(itself, np.inf, away)
         # Of equal distances the first photo comes first.
         ranked = np.take_along_axis(apart, np.argsort(away, axis=1, kind="stable"), 1)
         best = np.sort(apart, axis=1)
@@ -142,20 +149,16 @@ def triplet_metrics(
     """How often the odd one of three is the odd one.
 
     Args:
-        embeddings: ``(N, D)``.
+        embeddings: ``(N, D)``, or ``(N, K, D)`` as for `continuous_metrics`.
         triplets: ``(T, 3)`` places: two alike, then the odd one.
         metric: ``cosine`` or ``l2``.
 
     Cost: O(T D).
     """
-    rows = np.asarray(embeddings, np.float64)
+    rows = _comparable(np.asarray(embeddings, np.float64), metric)
     three = np.asarray(triplets, np.int64).reshape(-1, 3)
-    if metric == "cosine":
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    elif metric != "l2":
-        raise ValueError(f"metric must be cosine or l2, got {metric!r}")
     a, b, odd = (rows[column] for column in three.T)
-    alike, from_a, from_b = (((x - y) ** 2).sum(1) for x, y in ((a, b), (a, odd), (b, odd)))
+    alike, from_a, from_b = (_apart(x, y) for x, y in ((a, b), (a, odd), (b, odd)))
     right = (alike < from_a) & (alike < from_b)
     return TripletMetrics(float(right.mean()) if len(three) else float("nan"), len(three))
 
@@ -186,3 +189,24 @@ def _mean(apart: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     finite = np.isfinite(apart)
     total = np.where(finite, apart, 0).sum(1)
     return np.asarray(total / np.maximum(finite.sum(1), 1))
+
+
+def _comparable(rows: Doubles, metric: str) -> Doubles:
+    """Of unit length for ``cosine``; as they are for ``l2``."""
+    if metric not in ("cosine", "l2"):
+        raise ValueError(f"metric must be cosine or l2, got {metric!r}")
+    if metric == "l2":
+        if rows.ndim == 3:
+            raise ValueError("several vectors per picture are compared by their cosines only")
+        return rows
+    unit: Doubles = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
+    return unit
+
+
+def _apart(one: Doubles, other: Doubles) -> Doubles:
+    """``(T,)``: squared distances of rows; minus the greatest cosines of several per picture."""
+    if one.ndim == 3:
+        nearest: Doubles = (one @ other.transpose(0, 2, 1)).max(axis=(1, 2))
+        return -nearest
+    squares: Doubles = ((one - other) ** 2).sum(1)
+    return squares

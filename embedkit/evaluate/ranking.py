@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit.errors import EmbedKitError, UnknownNameError
+from embedkit.evaluate.several import greatest_products
 
 __all__ = ["Floats", "Indices", "Ranked", "Space", "rankings"]
 
@@ -51,7 +52,8 @@ class Space:
     """Rows made comparable, and which of them can be found.
 
     Args:
-        embeddings: ``(N, D)`` finite numbers.
+        embeddings: ``(N, D)`` finite numbers; ``(N, K, D)`` for K vectors per picture, which are
+            as alike as the most alike two of them.
         gallery: ``(N,)`` bool, the rows that can be found.
         metric: ``cosine`` compares directions; ``l2`` distances, which are taken from the rows
             minus their mean, the longest of length 1: distances are then in units of `unit`, and
@@ -60,6 +62,7 @@ class Space:
     Raises:
         EmbedKitError: An embedding holds NaN or infinity.
         UnknownNameError: Another metric.
+        ValueError: Another shape, or K vectors per picture to be compared by ``l2``.
     """
 
     def __init__(self, embeddings: npt.ArrayLike, gallery: Mask | None, metric: str) -> None:
@@ -78,7 +81,7 @@ class Space:
         if metric == "l2":
             self._half_squares = (_squares(self.found) / 2).astype(np.float32)
         # Twice what one approximate score can be off, and a little for comparing in float32.
-        self.slack = np.float32(2 * (self.rows.shape[1] + 8) * 2.0**-24)
+        self.slack = np.float32(2 * (self.rows.shape[-1] + 8) * 2.0**-24)
 
     def approximate(
         self, rows: Indices, vectors: Floats, places: slice | Indices, out: Floats | None = None
@@ -87,7 +90,7 @@ class Space:
 
         `vectors` are those of `rows`, taken out once for all the places they are held against.
         """
-        scores: Floats = np.matmul(vectors, self.found[places].T, out=out)
+        scores = _products(vectors, self.found[places], out)
         if self._half_squares is not None:
             scores -= self._half_squares[places]
         own = self.position[rows]
@@ -110,7 +113,7 @@ class Space:
         for left in range(0, len(self.found), _GALLERY_ROWS_AT_ONCE):
             part = slice(left, left + _GALLERY_ROWS_AT_ONCE)
             found = self.found[part].astype(np.float64)
-            products = vectors @ found.T
+            products = _products(vectors, found)
             if self.metric == "cosine":
                 costs[:, part] = -products
                 continue
@@ -132,12 +135,23 @@ class Space:
             part = slice(start, start + _PAIRS_AT_ONCE)
             left = self.rows[rows[part]].astype(np.float64)
             right = self.found[places[part]].astype(np.float64)
-            if self.metric == "cosine":
+            if left.ndim == 3:
+                costs[part] = -(left @ right.transpose(0, 2, 1)).max(axis=(1, 2))
+            elif self.metric == "cosine":
                 costs[part] = -np.einsum("ij,ij->i", left, right)
             else:
                 left -= right
                 costs[part] = np.einsum("ij,ij->i", left, left)
         return costs
+
+
+def _products(
+    left: npt.NDArray[Any], right: npt.NDArray[Any], out: Floats | None = None
+) -> npt.NDArray[Any]:
+    """``(b, g)`` inner products of rows ``(b, D)`` and ``(g, D)``, or the greatest of several."""
+    if left.ndim == 3:
+        return greatest_products(left, right, out)
+    return np.matmul(left, right.T, out=out)
 
 
 @dataclass(frozen=True)
@@ -504,14 +518,21 @@ def _in_blocks(values: Indices, size: int) -> Iterator[Indices]:
 def prepare(embeddings: npt.ArrayLike, metric: str) -> tuple[Floats, float]:
     """``(N, D)`` float32: unit rows, or for ``l2`` rows about their mean, the longest of length 1.
 
+    ``(N, K, D)`` becomes unit vectors of the same shape, for ``cosine`` only.
+
     Beside them: what a length of 1 was before; 1 for ``cosine``, which has no length.
 
     Raises:
         EmbedKitError: An embedding holds NaN or infinity.
     """
     rows = np.asarray(embeddings)
+    if rows.ndim == 3 and rows.shape[1] > 0:
+        if metric != "cosine":
+            raise ValueError("several vectors per picture are compared by their cosines only")
+        unit, length = prepare(rows.reshape(-1, rows.shape[2] or 1), metric)
+        return unit.reshape(rows.shape), length
     if rows.ndim != 2:
-        raise ValueError(f"embeddings must be (N, D), got shape {rows.shape}")
+        raise ValueError(f"embeddings must be (N, D) or (N, K, D), got shape {rows.shape}")
     blocks = [
         slice(start, start + _GALLERY_ROWS_AT_ONCE)
         for start in range(0, len(rows), _GALLERY_ROWS_AT_ONCE)

@@ -13,14 +13,14 @@ exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedkit.evaluate.ranking import Floats, Indices, Space, rankings
+from embedkit.evaluate.ranking import Floats, Indices, Ranked, Space, rankings
 
 __all__ = [
     "QueryResults",
@@ -164,7 +164,9 @@ def query_results(
     """What every query finds first.
 
     Args:
-        embeddings: ``(N, D)``; for ``cosine`` any length but not all of it zero.
+        embeddings: ``(N, D)``; for ``cosine`` any length but not all of it zero. Or ``(N, K, D)``,
+            K vectors per picture: two pictures are as alike as their most alike vectors, which
+            takes K^2 times the time.
         labels: ``(N,)`` integers or strings; equal means a match.
         ks: Ranks that `QueryResults.tied` must look at, beside the first R; each at least 1.
         query: ``(N,)`` bool, the rows that ask; None is all.
@@ -186,8 +188,34 @@ def query_results(
         raise ValueError(f"block must be at least 1, got {block}")
     count = _count(embeddings)
     codes = class_codes(labels, count)
-    asks, found = row_mask("query", query, count), row_mask("gallery", gallery, count)
-    space = Space(embeddings, found, metric)
+    space = Space(embeddings, row_mask("gallery", gallery, count), metric)
+    rows = np.flatnonzero(row_mask("query", query, count))
+
+    def ask(places: Indices, depth: int) -> Iterator[Ranked]:
+        return rankings(space, rows[places], depth, block, codes)
+
+    return judged(codes, ask, ks=ks, query=query, gallery=gallery)
+
+
+def judged(
+    codes: Indices,
+    ask: Callable[[Indices, int], Iterator[Ranked]],
+    *,
+    ks: Sequence[int],
+    query: npt.ArrayLike | None,
+    gallery: npt.ArrayLike | None,
+) -> QueryResults:
+    """What some rankings of the gallery are worth.
+
+    Args:
+        codes: ``(N,)`` classes (`class_codes`).
+        ask: ``ask(places, depth)`` lets the queries at these places among the queries rank the
+            gallery to that depth at least.
+        ks: As for `query_results`.
+        query: ``(N,)`` bool, the rows that ask; None is all.
+        gallery: ``(N,)`` bool, the rows that can be found; None is all.
+    """
+    asks, found = row_mask("query", query, len(codes)), row_mask("gallery", gallery, len(codes))
     rows, gallery_codes = np.flatnonzero(asks), codes[found]
     class_sizes = np.bincount(gallery_codes, minlength=int(codes.max(initial=-1)) + 1)
     matches = class_sizes[codes[rows]] - found[rows]
@@ -198,7 +226,7 @@ def query_results(
     depth = max([*ks, int(matches.max(initial=0))])
     # Queries of one class side by side, so that a block meets few classes.
     places = np.argsort(codes[rows], kind="stable")
-    for ranked in rankings(space, rows[places], depth + 1, block, codes):
+    for ranked in ask(places, depth + 1):
         part = places[ranked.start : ranked.start + len(ranked.order)]
         here = matches[part]
         first[part], tied[part] = ranked.first, ranked.tied
@@ -223,7 +251,7 @@ def nearest(
     """The rows most like each query, best first, without itself: ``(Q, min(k, N - 1))``.
 
     Args:
-        embeddings: ``(N, D)``.
+        embeddings: ``(N, D)``, or ``(N, K, D)`` as for `query_results`.
         k: Neighbours, at least 1.
         queries: ``(N,)`` bool, the rows that ask; None is all. Every row can be found.
         metric: ``cosine`` or ``l2``.
@@ -290,8 +318,8 @@ def row_mask(name: str, mask: npt.ArrayLike | None, count: int) -> Mask:
 
 def _count(embeddings: npt.ArrayLike) -> int:
     rows = np.asarray(embeddings)
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings must be (N, D), got shape {rows.shape}")
+    if rows.ndim not in (2, 3):
+        raise ValueError(f"embeddings must be (N, D) or (N, K, D), got shape {rows.shape}")
     return len(rows)
 
 

@@ -46,7 +46,7 @@ def calibrate(
     * ``queries``, ``classes``: what was measured. Strangers come nearer in a larger catalog.
 
     Args:
-        embeddings: ``(N, D)``, held-out pictures.
+        embeddings: ``(N, D)``, held-out pictures; or ``(N, K, D)`` as for `query_results`.
         labels: ``(N,)``.
         metric: ``cosine`` or ``l2``.
 

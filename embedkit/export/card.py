@@ -252,7 +252,29 @@ def _quality(contract: ModelContract, baseline: dict[str, dict[str, Any]]) -> st
         words.append(
             "The same photos chose the checkpoint, so a test on others may come out lower."
         )
-    return f"## How good it is\n\n{_filled(' '.join(words))}\n\n{_table(head, rows)}"
+    text = f"## How good it is\n\n{_filled(' '.join(words))}\n\n{_table(head, rows)}"
+    return text + _widths(contract, metrics)
+
+
+def _widths(contract: ModelContract, whole: dict[str, float]) -> str:
+    """What the first numbers alone reach; nothing where only the whole was trained."""
+    if not contract.prefixes:
+        return ""
+    words = (
+        "Its first numbers alone are an embedding too, once scaled to unit length again: "
+        "`--dim` of `embedkit index`, `embed` and `eval`, or `Embedder.load(..., dim=...)`. "
+        if contract.normalizes
+        else "Its first numbers alone are an embedding too: `--dim` of `embedkit index`, `embed` "
+        "and `eval`, or `Embedder.load(..., dim=...)`. "
+    ) + "Vectors of two widths cannot be compared."
+    names = [name for name in ("recall@1", "map@r") if name in whole]
+    figures = [(one.dim, one.quality) for one in contract.prefixes]
+    rows = [
+        [str(dim), *(f"{known[name]:.4f}" if name in known else "" for name in names)]
+        for dim, known in (*figures, (contract.embedding_dim, whole))
+    ]
+    head = ["numbers", *(METRICS[name] for name in names)]
+    return f"\n\n{_filled(words)}\n\n{_table(head, rows)}"
 
 
 def _parity(rungs: Sequence[dict[str, Any]], quant: dict[str, Any]) -> str:
@@ -357,6 +379,8 @@ def _speed_rows(models: Sequence[Path], seconds: float) -> Iterator[list[str]]:
 
 def _usage(contract: ModelContract, deployed: str, engine: dict[str, Any] | None) -> str:
     unit = ", unit length" if contract.normalizes else ""
+    if contract.vectors > 1:
+        unit = f", {contract.vectors} vectors side by side"
     other = ""
     if engine:
         other = f" On a GPU, `{Path(engine['path']).name}` is loaded in the same way."

@@ -21,18 +21,23 @@ from embedkit.errors import DataError, GateError, ImageError
 from embedkit.evaluate import (
     Difference,
     calibrate,
+    greatest_cosines,
     nearest,
     neighbour_overlap,
     paired_differences,
     query_results,
+    split_rows,
 )
 from embedkit.export.onnx import export_onnx
 from embedkit.export.parity import stage_errors
 from embedkit.imaging import Pixels, Preprocess, read_pixels
 from embedkit.models import EmbeddingNet
-from embedkit.runtime.backends.base import Backend, Vectors
+from embedkit.models.quantized import QuantizedNet
+from embedkit.runtime.backends.base import Backend, CodingBackend, Vectors
 from embedkit.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from embedkit.runtime.contract import ModelContract
+from embedkit.runtime.codebooks import Codes
+from embedkit.runtime.contract import ModelContract, Prefix
+from embedkit.runtime.prefix import cut
 
 __all__ = ["BatchParity", "GateReport", "HeldOut", "Thresholds", "check_export", "compare"]
 __all__ += ["export_checked", "publish_checked", "read_held_out", "sample"]
@@ -57,12 +62,14 @@ class Thresholds:
         max_drop: Most that recall@1 and MAP@R may fall, in points (hundredths).
         min_overlap: Least share of the ten nearest neighbours that must stay.
         max_length_error: Most that a vector's length may differ, relative.
+        min_codes: Least share of a model's codes that must be the network's own.
     """
 
     min_cosine: float = 0.9999
     max_drop: float = 0.5
     min_overlap: float = 0.95
     max_length_error: float = 1e-3
+    min_codes: float = 0.99
 
     @classmethod
     def of(
@@ -74,19 +81,20 @@ class Thresholds:
         precision is judged by neighbours and recall. Its least cosine only catches what is broken:
         0.99 for fp16 (sound networks gave 0.9999 or more) and 0.9 for int8 (sound ones 0.95 to
         0.999). Of the ten neighbours 0.95 and 0.85 must stay: within a class many lie equally near.
-        Raw vectors (no L2 norm) may also change their length, by 1 % and 10 %.
+        Raw vectors (no L2 norm) may also change their length, by 1 % and 10 %. A code changes where
+        two words are chosen almost alike: 0.97 and 0.8 of them must stay (fp32: 0.99).
 
         Args:
             precision: Of the file.
             min_cosine: In the place of the precision's own.
             max_drop: In points.
         """
-        cosine, overlap, length = {
-            "fp32": (cls.min_cosine, cls.min_overlap, cls.max_length_error),
-            "fp16": (0.99, 0.95, 0.01),
-            "int8": (0.9, 0.85, 0.1),
+        cosine, overlap, length, codes = {
+            "fp32": (cls.min_cosine, cls.min_overlap, cls.max_length_error, cls.min_codes),
+            "fp16": (0.99, 0.95, 0.01, 0.97),
+            "int8": (0.9, 0.85, 0.1, 0.8),
         }[precision]
-        return cls(cosine if min_cosine is None else min_cosine, max_drop, overlap, length)
+        return cls(cosine if min_cosine is None else min_cosine, max_drop, overlap, length, codes)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class GateReport:
             leave-one-out on these photos; None where no photo has a second one of its class.
         map_at_r: Likewise.
         reasons: Why it failed, one sentence each; empty when it passed.
+        equal_codes: Share of the network's codes that the file gives too; None without codes.
     """
 
     images: int
@@ -137,6 +146,7 @@ class GateReport:
     recall_at_1: Difference | None
     map_at_r: Difference | None
     reasons: tuple[str, ...]
+    equal_codes: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -175,6 +185,7 @@ class GateReport:
             "index_overlap@10": self.index_overlap,
             "recall@1": change(self.recall_at_1),
             "map@r": change(self.map_at_r),
+            "equal_codes": self.equal_codes,
         }
 
 
@@ -188,6 +199,9 @@ class HeldOut:
         labels: N of them.
         skipped: Photos that could not be read, with the reason.
         metric: By which vectors are compared, ``cosine`` or ``l2``.
+        parts: How many vectors of one photo stand side by side in a row, as the contract's
+            ``vectors`` says; a search then compares each with each.
+        codes: ``(N, M)``, the network's own; None of a network without codebooks.
     """
 
     pixels: Pixels
@@ -195,11 +209,22 @@ class HeldOut:
     labels: tuple[str, ...]
     skipped: tuple[tuple[Path, str], ...]
     metric: str
+    parts: int = 1
+    codes: Codes | None = None
 
     @cached_property
     def neighbours(self) -> npt.NDArray[np.int64]:
         """The ten nearest of each photo, by the network."""
-        return nearest(self.vectors, _NEIGHBOURS, metric=self.metric)
+        return nearest(self.compared(self.vectors), _NEIGHBOURS, metric=self.metric)
+
+    def compared(self, vectors: Vectors) -> Vectors:
+        """Rows ``(N, D)`` as a search compares them: ``(N, K, D / K)`` where there are K parts."""
+        return split_rows(vectors, self.parts)
+
+    def cut(self, dim: int, *, normalizes: bool) -> HeldOut:
+        """The same photos by the first `dim` numbers of their vectors."""
+        vectors = cut(self.vectors, dim, normalizes=normalizes)
+        return dataclasses.replace(self, vectors=vectors)
 
 
 def export_checked(
@@ -236,8 +261,13 @@ def publish_checked(
             at `path` before still stands.
     """
     with published(path) as temporary:
-        scores = calibrate(held_out.vectors, held_out.labels, metric=held_out.metric)
-        calibrated = dataclasses.replace(contract, thresholds=scores)
+        compared = held_out.compared(held_out.vectors)
+        scores = calibrate(compared, held_out.labels, metric=held_out.metric)
+        calibrated = dataclasses.replace(
+            contract,
+            thresholds=scores,
+            prefixes=tuple(_calibrated(one, contract, held_out) for one in contract.prefixes),
+        )
         contract = export_onnx(network, calibrated, temporary)
         report = compare(temporary, held_out, thresholds=thresholds, progress=progress)
         if not report.passed:
@@ -247,6 +277,12 @@ def publish_checked(
                 hint="please report it; --min-cosine and --max-drop set what is asked",
             )
     return contract, report
+
+
+def _calibrated(prefix: Prefix, contract: ModelContract, held_out: HeldOut) -> Prefix:
+    narrow = held_out.cut(prefix.dim, normalizes=contract.normalizes)
+    scores = calibrate(narrow.vectors, narrow.labels, metric=narrow.metric)
+    return dataclasses.replace(prefix, thresholds=scores)
 
 
 def check_export(
@@ -308,9 +344,12 @@ def read_held_out(
     kept: list[str] = []
     images: list[Pixels] = []
     vectors: list[Vectors] = []
+    codes: list[Codes] = []
     for pixels, rows in _read(photos, contract.preprocess, skipped, progress):
         images.append(pixels)
         vectors.append(_by_torch(reference, pixels, normalize=contract.normalizes))
+        if isinstance(reference, QuantizedNet):
+            codes.append(_codes_by_torch(reference, pixels))
         kept += [labels[row] for row in rows]
     if not kept:
         first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "the list is empty"
@@ -325,6 +364,8 @@ def read_held_out(
         labels=tuple(kept),
         skipped=tuple(skipped),
         metric=contract.metric,
+        parts=contract.vectors,
+        codes=np.concatenate(codes) if codes else None,
     )
 
 
@@ -345,14 +386,45 @@ def compare(
     for batch in _BATCHES[:-1]:
         got[batch] = _in_batches(backend, pixels[:_IN_EVERY_BATCH], batch)
     parts = []
+    codes: list[Codes] = []
     for start in range(0, len(pixels), _IN_EVERY_BATCH):
-        parts.append(_in_batches(backend, pixels[start : start + _IN_EVERY_BATCH], _BATCHES[-1]))
+        piece = pixels[start : start + _IN_EVERY_BATCH]
+        parts.append(_in_batches(backend, piece, _BATCHES[-1]))
+        if held_out.codes is not None and isinstance(backend, CodingBackend):
+            codes.append(backend.run_coded(piece)[1])
         if progress:
             progress(len(parts[-1]), 0)
     got[_BATCHES[-1]] = np.concatenate(parts)
     if isinstance(model, Path):
         backend.close()
-    return _report(held_out, got, thresholds or Thresholds())
+    report = _report(held_out, got, thresholds or Thresholds())
+    for prefix in backend.contract.prefixes:
+        report = _with_prefix(report, prefix.dim, held_out, got, backend.contract.normalizes)
+    return report if held_out.codes is None else _with_codes(report, held_out.codes, codes)
+
+
+def _with_prefix(
+    report: GateReport,
+    dim: int,
+    held_out: HeldOut,
+    vectors: dict[int, Vectors],
+    normalizes: bool,
+) -> GateReport:
+    """The report of a model of several widths: a narrower one is asked what the whole is."""
+    narrow = held_out.cut(dim, normalizes=normalizes)
+    given = {batch: cut(v, dim, normalizes=normalizes) for batch, v in vectors.items()}
+    own = _report(narrow, given, report.thresholds)
+    reasons = [f"of the first {dim} numbers alone: {reason}" for reason in own.reasons]
+    return dataclasses.replace(report, reasons=(*report.reasons, *reasons))
+
+
+def _with_codes(report: GateReport, own: Codes, given: list[Codes]) -> GateReport:
+    """The report of a model that gives codes, which count as its vectors do."""
+    share = float((np.concatenate(given) == own).mean()) if given else 0.0
+    asked = report.thresholds.min_codes
+    reason = f"{share:.2%} of the codes are the network's own, less than {asked:.0%}"
+    reasons = report.reasons if share >= asked else (*report.reasons, reason)
+    return dataclasses.replace(report, equal_codes=share, reasons=reasons)
 
 
 def _where(model: Path, network: EmbeddingNet, held_out: HeldOut) -> str:
@@ -418,6 +490,14 @@ def _by_torch(network: EmbeddingNet, pixels: Pixels, *, normalize: bool) -> Vect
     return np.asarray(raw / np.maximum(lengths, 1e-12), np.float32)
 
 
+def _codes_by_torch(network: QuantizedNet, pixels: Pixels) -> Codes:
+    """Of the rows before quantisation, chosen in numpy, not by the code under test."""
+    with torch.inference_mode():
+        rows = network.unquantized(torch.from_numpy(pixels))
+        shares = network.quantizer.shares(rows).numpy()
+    return np.asarray(shares.argmax(2), np.uint8)
+
+
 def _in_batches(backend: Backend, pixels: Pixels, batch: int) -> Vectors:
     """Vectors of `pixels`, always exactly `batch` at once; photos are repeated to fill the last."""
     count = len(pixels)
@@ -429,7 +509,8 @@ def _in_batches(backend: Backend, pixels: Pixels, batch: int) -> Vectors:
 def _report(held_out: HeldOut, vectors: dict[int, Vectors], asked: Thresholds) -> GateReport:
     expected, labels, metric = held_out.vectors, held_out.labels, held_out.metric
     batches = tuple(
-        _parity(batch, expected[: len(given)], given) for batch, given in vectors.items()
+        _parity(batch, expected[: len(given)], given, parts=held_out.parts)
+        for batch, given in vectors.items()
     )
     overlap, in_index, recall, precision = None, None, None, None
     reasons: list[str] = []
@@ -441,12 +522,15 @@ def _report(held_out: HeldOut, vectors: dict[int, Vectors], asked: Thresholds) -
         reasons += [reason for row in batches for reason in _faults(row, asked)]
         given = vectors[_BATCHES[-1]]
         if len(labels) > 1:
-            near = nearest(given, _NEIGHBOURS, metric=metric)
+            near = nearest(held_out.compared(given), _NEIGHBOURS, metric=metric)
             overlap = neighbour_overlap(held_out.neighbours, near)
             in_index = neighbour_overlap(
-                held_out.neighbours, _nearest_in(expected, given, near.shape[1], metric)
+                held_out.neighbours, _nearest_in(held_out, given, near.shape[1])
             )
-        results = [query_results(v, labels, ks=(1,), metric=metric) for v in (expected, given)]
+        results = [
+            query_results(held_out.compared(v), labels, ks=(1,), metric=metric)
+            for v in (expected, given)
+        ]
         if (results[0].matches > 0).any():
             changes = paired_differences(results[0], results[1], ks=(1,))
             recall, precision = changes["recall@1"], changes["map@r"]
@@ -466,10 +550,11 @@ def _report(held_out: HeldOut, vectors: dict[int, Vectors], asked: Thresholds) -
 
 
 def _nearest_in(
-    gallery: Vectors, queries: Vectors, k: int, metric: str, block: int = 1024
+    held_out: HeldOut, queries: Vectors, k: int, block: int = 1024
 ) -> npt.NDArray[np.int64]:
-    """``(N, k)`` rows of `gallery` nearest to each query, leaving out the query's own row."""
-    if metric == "cosine":
+    """``(N, k)`` of the network's rows nearest to each query, leaving out the query's own row."""
+    gallery, several = held_out.vectors, held_out.parts > 1
+    if held_out.metric == "cosine":
         gallery, queries = (
             v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30)
             for v in (gallery, queries)
@@ -477,14 +562,23 @@ def _nearest_in(
     squares = (gallery.astype(np.float64) ** 2).sum(1)
     found = []
     for start in range(0, len(queries), block):
-        scores = 2.0 * (queries[start : start + block] @ gallery.T) - squares
+        asking = queries[start : start + block]
+        scores = (
+            # In float32, so that what only rounding tells apart ties, as it does elsewhere.
+            greatest_cosines(held_out.compared(asking), held_out.compared(gallery)).astype(
+                np.float32
+            )
+            if several
+            else 2.0 * (asking @ gallery.T) - squares
+        )
         scores[np.arange(len(scores)), start + np.arange(len(scores))] = -np.inf
         found.append(np.argsort(-scores, axis=1, kind="stable")[:, :k])
     return np.concatenate(found)
 
 
-def _parity(batch: int, expected: Vectors, given: Vectors) -> BatchParity:
-    a, b = expected.astype(np.float64), given.astype(np.float64)
+def _parity(batch: int, expected: Vectors, given: Vectors, *, parts: int) -> BatchParity:
+    # Of several vectors per photo each by itself.
+    a, b = (rows.astype(np.float64).reshape(parts * len(rows), -1) for rows in (expected, given))
     with np.errstate(invalid="ignore"):  # infinite vectors make NaN here, and a reason later
         lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
         cosine = (a * b).sum(1) / np.maximum(lengths[0] * lengths[1], 1e-30)

@@ -1,5 +1,7 @@
 """A trained network becomes one ONNX file: pixels in, vectors out, and it knows what it is.
 
+A network that ends in codebooks has a second output, the codes.
+
 uint8 pixels ``(batch, height, width, 3)`` enter; casting, normalisation, backbone, pooling, head
 and, where the loss lives on the unit sphere, the L2 norm are nodes of the graph.
 """
@@ -21,7 +23,8 @@ from embedkit.atomic import published
 from embedkit.errors import EmbedKitError, GateError, MismatchError, MissingExtraError
 from embedkit.floors import require
 from embedkit.models import EmbeddingNet, weights_hash
-from embedkit.runtime.contract import CONTRACT_KEY, ModelContract, SelfTest
+from embedkit.models.quantized import QuantizedNet
+from embedkit.runtime.contract import CODES_NAME, CONTRACT_KEY, ModelContract, SelfTest
 from embedkit.runtime.seal import sealed
 
 try:
@@ -60,7 +63,7 @@ def export_onnx(network: EmbeddingNet, contract: ModelContract, path: Path) -> M
     """
     network = copy.deepcopy(network).cpu().eval()
     _check_contract(network, contract)
-    deployed = _Deployed(network, contract).eval()
+    deployed = _deployed(network, contract).eval()
     contract = dataclasses.replace(
         contract,
         self_test=_self_test(deployed, contract),
@@ -95,6 +98,23 @@ class _Deployed(nn.Module):
         return unit
 
 
+class _DeployedWithCodes(nn.Module):
+    """A network that ends in codebooks: soft rows, which have no unit length, and codes."""
+
+    def __init__(self, network: QuantizedNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.with_codes(pixels)
+
+
+def _deployed(network: EmbeddingNet, contract: ModelContract) -> nn.Module:
+    if isinstance(network, QuantizedNet):
+        return _DeployedWithCodes(network)
+    return _Deployed(network, contract)
+
+
 def _check_contract(network: EmbeddingNet, contract: ModelContract) -> None:
     """A contract that describes another network would be believed by everyone after us."""
     spread = np.array(contract.preprocess.std)
@@ -111,14 +131,20 @@ def _check_contract(network: EmbeddingNet, contract: ModelContract) -> None:
         and np.allclose(network.shift.numpy().ravel(), shift, rtol=1e-5, atol=1e-6)
     ):
         faults.append("pixels are normalised by another mean and std")
+    if contract.vectors != network.vectors:
+        faults.append(f"{network.vectors} vectors per picture, it says {contract.vectors}")
+    own = network.codebooks() if isinstance(network, QuantizedNet) else None
+    if contract.codebooks != own:
+        faults.append("the codebooks are others")
     if faults:
         raise MismatchError("the contract is not this network's", facts="\n".join(faults))
 
 
-def _self_test(deployed: _Deployed, contract: ModelContract) -> SelfTest:
+def _self_test(deployed: nn.Module, contract: ModelContract) -> SelfTest:
     test = SelfTest(seed=_SELF_TEST_SEED, vector=())
     with torch.inference_mode():
-        vector = deployed(torch.from_numpy(test.pixels(contract.preprocess)))[0]
+        given = deployed(torch.from_numpy(test.pixels(contract.preprocess)))
+        vector = given[0][0] if contract.codebooks else given[0]
     if not vector.isfinite().all():
         raise GateError(
             "the network gives vectors that are not finite",
@@ -128,7 +154,7 @@ def _self_test(deployed: _Deployed, contract: ModelContract) -> SelfTest:
     return dataclasses.replace(test, vector=tuple(vector.tolist()))
 
 
-def _translate(deployed: _Deployed, contract: ModelContract) -> Any:
+def _translate(deployed: nn.Module, contract: ModelContract) -> Any:
     size = contract.preprocess.height, contract.preprocess.width
     # Traced at 2, because a 1 would be taken for a constant.
     example = torch.zeros(2, *size, 3, dtype=torch.uint8)
@@ -140,7 +166,7 @@ def _translate(deployed: _Deployed, contract: ModelContract) -> Any:
                 deployed,
                 (example,),
                 input_names=[contract.input_name],
-                output_names=[contract.output_name],
+                output_names=[contract.output_name, *[CODES_NAME] * bool(contract.codebooks)],
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
                 opset_version=OPSET,
                 dynamo=True,

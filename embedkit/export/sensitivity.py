@@ -73,7 +73,7 @@ def run_graph(model: Any, pixels: Pixels) -> Vectors:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    (vectors,) = session.run(None, {model.graph.input[0].name: pixels})
+    (vectors,) = session.run([model.graph.output[0].name], {model.graph.input[0].name: pixels})
     return np.asarray(vectors, np.float32)
 
 

@@ -3,7 +3,7 @@
 Paper: Klein, Wolf, "End-to-End Supervised Product Quantization for Image Search and Retrieval",
 CVPR 2019, arXiv:1711.08589, there called DPQ. From secondary sources, a reader's note and two
 re-implementations, which differ in how a word is chosen; both ways are here. This is the loss
-alone: a model trained with it gives the embedding before quantisation, and no codes.
+alone; `embedkit.methods.spq` trains a network that has the codebooks, and is exported with them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from embedkit.losses._base import MetricLoss, check_choice, check_number, check_whole
 from embedkit.losses._proxies import check_classes, new_proxies
+from embedkit.models.quantized import ProductQuantizer
 
 __all__ = ["ProductQuantizationLoss"]
 
@@ -50,8 +51,8 @@ class ProductQuantizationLoss(MetricLoss):
         sharp: Weight that makes a row choose one word; likewise.
 
     Shape: ``(B, D)`` rows, not normalised, and ``(B,)`` labels in ``0 .. num_classes - 1`` ->
-    scalar; ``proxies`` is W, ``(num_classes, D)``. Cost: O(B D (K + C)) time,
-    O(B (M K + C) + D (K + C)) memory.
+    scalar; ``proxies`` is W, ``(num_classes, D)``, and ``quantizer`` has the words. Cost:
+    O(B D (K + C)) time, O(B (M K + C) + D (K + C)) memory.
     """
 
     normalizes = False
@@ -87,20 +88,25 @@ class ProductQuantizationLoss(MetricLoss):
         self.sharp = check_number("sharp", sharp, least=0)
         self.bias = nn.Parameter(torch.zeros(num_classes))
         self.centres = new_proxies(num_classes, embedding_dim)
-        width = embedding_dim // subspaces
-        # A row of words has length about 1, as the class vectors have.
-        self.words = nn.Parameter(torch.randn(subspaces, words, width) / embedding_dim**0.5)
-        if self.assign == "logits":
-            self.layer = nn.Parameter(torch.randn(subspaces, words, width) / width**0.5)
-            self.layer_bias = nn.Parameter(torch.zeros(subspaces, words))
+        self.quantizer = ProductQuantizer(
+            embedding_dim,
+            subspaces=subspaces,
+            words=words,
+            temperature=self.temperature if self.assign == "distance" else None,
+        )
+        self._lent: tuple[ProductQuantizer, ...] = ()
+
+    def borrow(self, quantizer: ProductQuantizer) -> None:
+        """From now on teach a network's codebooks, which stay its parameters, in place of these."""
+        del self.quantizer
+        # In a tuple, so that it does not become a part of this module.
+        self._lent = (quantizer,)
 
     def compute(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         labels = check_classes(rows, labels, self.proxies)
-        words = self.words.to(rows.dtype)
-        share = self._shares(rows)
-        chosen = F.one_hot(share.argmax(2), words.shape[1]).to(rows.dtype)
-        soft = _read(share, words)
-        hard = _read(chosen + share - share.detach(), words)
+        quantizer = self._lent[0] if self._lent else self.quantizer
+        share = quantizer.shares(rows)
+        soft, hard = quantizer.read(share), quantizer.hard(share)
         value = self.even * share.mean(0).square().sum()
         value = value - self.sharp * share.square().sum() / len(rows)
         centres = self.centres.to(rows.dtype)[labels]
@@ -121,20 +127,4 @@ class ProductQuantizationLoss(MetricLoss):
     @torch.no_grad()
     def codes(self, embeddings: Tensor) -> Tensor:
         """``(B, M)`` int64: the word that each part of these ``(B, D)`` embeddings chooses."""
-        return self._shares(embeddings).argmax(2)
-
-    def _shares(self, rows: Tensor) -> Tensor:
-        """``(B, M, K)`` p."""
-        words = self.words.to(rows.dtype)
-        parts = rows.reshape(len(rows), words.shape[0], words.shape[2])
-        if self.assign == "logits":
-            scores = torch.einsum("bmd,mkd->bmk", parts, self.layer.to(rows.dtype))
-            return (scores + self.layer_bias.to(rows.dtype)).softmax(2)
-        # |x_m|^2 is the same for all words and cancels.
-        near = 2 * torch.einsum("bmd,mkd->bmk", parts, words) - words.square().sum(2)
-        return (near / self.temperature).softmax(2)
-
-
-def _read(share: Tensor, words: Tensor) -> Tensor:
-    """``(B, D)`` from the shares ``(B, M, K)`` of the words ``(M, K, D / M)``."""
-    return torch.einsum("bmk,mkd->bmd", share, words).flatten(1)
+        return self.quantizer.codes(self.quantizer.shares(embeddings))

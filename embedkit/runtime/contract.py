@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from embedkit.errors import MismatchError
+from embedkit.errors import MismatchError, UsageError
 from embedkit.imaging.preprocess import Pixels, Preprocess
+from embedkit.runtime.codebooks import Codebooks
 
-__all__ = ["CONTRACT_KEY", "SCHEMA", "ModelContract", "SelfTest"]
+__all__ = ["CODES_NAME", "CONTRACT_KEY", "SCHEMA", "ModelContract", "Prefix", "SelfTest"]
 
 SCHEMA = "embedkit.model/1"
 CONTRACT_KEY = "embedkit.contract"
+CODES_NAME = "codes"
+"""The graph's output of a model with codebooks: uint8 ``(N, parts)``."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,21 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """A narrower width of a model's vectors.
+
+    Attributes:
+        dim: How many of the first numbers.
+        quality: Measured retrieval metrics of them; empty where nothing was held out.
+        thresholds: Calibrated scores of them, by name; empty when not calibrated.
+    """
+
+    dim: int
+    quality: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelContract:
     """Everything an exported model says about itself.
 
@@ -74,6 +93,10 @@ class ModelContract:
         versions: Of the packages that made it.
         quality: Measured retrieval metrics, by precision: ``{"fp32": {"recall@1": ...}}``.
         thresholds: Calibrated scores, by name; empty when not calibrated.
+        codebooks: Of a model that also gives codes; None for all others.
+        vectors: How many vectors of equal length the ``embedding_dim`` numbers are, side by side;
+            two pictures are as alike as the most alike two of them, by cosine. 1 for most models.
+        prefixes: Narrower widths, rising, whose first numbers alone are an embedding; see `cut`.
     """
 
     name: str
@@ -96,16 +119,78 @@ class ModelContract:
     versions: dict[str, str] = field(default_factory=dict)
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    codebooks: Codebooks | None = None
+    vectors: int = 1
+    prefixes: tuple[Prefix, ...] = ()
 
     def __post_init__(self) -> None:
         if self.metric not in ("cosine", "l2"):
             raise ValueError(f"metric must be 'cosine' or 'l2', got {self.metric!r}")
         if self.embedding_dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {self.embedding_dim}")
+        if self.codebooks is not None and self.codebooks.dim != self.embedding_dim:
+            raise ValueError(
+                f"codebooks of {self.codebooks.dim} numbers for vectors of {self.embedding_dim}"
+            )
+        if self.codebooks is not None and self.metric != "l2":
+            raise ValueError("codes are compared by l2, and by nothing else")
+        several = self.vectors
+        if not isinstance(several, int) or several < 1 or self.embedding_dim % several:
+            raise ValueError(f"{self.embedding_dim} numbers are not {self.vectors} vectors")
+        if self.vectors > 1 and not (self.metric == "cosine" and self.normalizes):
+            raise ValueError("several vectors per picture are compared by their cosines")
+        widths = (0, *self.widths)
+        if any(a >= b for a, b in itertools.pairwise(widths)):
+            raise ValueError(f"the widths {widths[1:]} do not rise")
+        if self.prefixes and (self.codebooks is not None or self.vectors > 1):
+            raise ValueError("codes and several vectors have no narrower widths")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths its vectors may have, rising; the last is `embedding_dim`."""
+        return (*(prefix.dim for prefix in self.prefixes), self.embedding_dim)
+
+    def cut(self, dim: int) -> ModelContract:
+        """What the model says about itself when only the first `dim` numbers are kept.
+
+        It has a fingerprint of its own: an index of one width is not searched with another.
+
+        Raises:
+            UsageError: It has no such width.
+        """
+        if dim == self.embedding_dim:
+            return self
+        found = next((prefix for prefix in self.prefixes if prefix.dim == dim), None)
+        if found is None:
+            widths = ", ".join(map(str, self.widths))
+            raise UsageError(
+                f"the model {self.name!r} gives no vectors of {dim} numbers",
+                facts=f"it has {widths}"
+                + ("" if self.prefixes else "; no narrower ones were trained"),
+                hint=f"--dim {max((w for w in self.widths if w < dim), default=self.widths[0])}"
+                if self.prefixes
+                else f"leave --dim out, or: embedkit train --dim {self.embedding_dim} "
+                f"--nested {dim}",
+            )
+        test = self.self_test
+        if test is not None:
+            vector = np.array(test.vector[:dim])
+            if self.normalizes:
+                vector /= max(float(np.linalg.norm(vector)), 1e-12)
+            test = dataclasses.replace(test, vector=tuple(vector.tolist()))
+        return dataclasses.replace(
+            self,
+            codebooks=None,
+            embedding_dim=dim,
+            prefixes=tuple(prefix for prefix in self.prefixes if prefix.dim < dim),
+            quality={"fp32": found.quality} if found.quality else {},
+            thresholds=found.thresholds,
+            self_test=test,
+        )
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits an index remembers: weights, preprocessing, width and metric.
+        """16 hex digits an index remembers: weights, preprocessing, width, metric, codebooks.
 
         Precision is left out on purpose: an int8 file of the same network is gated to give the
         same neighbours.
@@ -116,12 +201,20 @@ class ModelContract:
             str(self.embedding_dim),
             self.metric,
             str(self.normalizes),
+            *((self.codebooks.fingerprint(),) if self.codebooks else ()),
+            *((f"vectors {self.vectors}",) if self.vectors > 1 else ()),
         )
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
         """The JSON document, one line, keys sorted."""
         document = {"schema": SCHEMA, "fingerprint": self.fingerprint, **dataclasses.asdict(self)}
+        if self.codebooks is None:
+            del document["codebooks"]
+        if self.vectors == 1:
+            del document["vectors"]
+        if not self.prefixes:
+            del document["prefixes"]
         return json.dumps(document, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -157,6 +250,9 @@ class ModelContract:
                     vector=tuple(float(value) for value in test["vector"]),
                     min_cosine=float(test["min_cosine"]),
                 )
+            document["prefixes"] = tuple(Prefix(**one) for one in document.get("prefixes", ()))
+            if "codebooks" in document:
+                document["codebooks"] = Codebooks.from_json(document["codebooks"])
             contract = cls(**document)
         except (TypeError, KeyError, ValueError) as error:
             raise MismatchError(

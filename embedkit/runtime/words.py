@@ -14,12 +14,24 @@ METRICS = {"recall@1": "recall@1", "map@r": "MAP@R", "r_precision": "R-precision
 """Retrieval metrics worth a line, by the names they have in JSON."""
 
 
+_GREATEST = "the greatest of their cosines"
+
+
 def network_in_words(contract: ModelContract) -> str:
-    """``resnet10, gem pooling, 64 numbers of unit length, compared by cosine``."""
+    """``resnet10, gem pooling, 64 numbers of unit length, compared by cosine``.
+
+    Of several vectors: ``2 vectors of 32 numbers, compared by the greatest of their cosines``.
+    """
     parts = [contract.backbone, f"{contract.pooling} pooling" if contract.pooling else ""]
     length = " of unit length" if contract.normalizes else ""
     compared = "cosine" if contract.metric == "cosine" else "Euclidean distance"
-    parts += [f"{contract.embedding_dim} numbers{length}", f"compared by {compared}"]
+    narrower = " or ".join(f"{prefix.dim}" for prefix in contract.prefixes)
+    first = f" (or the first {narrower})" if narrower else ""
+    numbers = f"{contract.embedding_dim} numbers{length}{first}"
+    if contract.vectors > 1:
+        each = contract.embedding_dim // contract.vectors
+        numbers, compared = f"{contract.vectors} vectors of {each} numbers", _GREATEST
+    parts += [numbers, f"compared by {compared}"]
     return ", ".join(filter(None, parts))
 
 

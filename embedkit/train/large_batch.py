@@ -58,8 +58,8 @@ def divided(
 
     # The same parts and parameters, of the same class: only its calls on pixels go another way.
     rerouted = copy.copy(network)
-    rerouted.forward = partial(route, network.forward)  # type: ignore[method-assign]
-    rerouted.features = partial(route, network.features)  # type: ignore[method-assign]
+    for look in network.looks:
+        setattr(rerouted, look, partial(route, getattr(network, look)))
     return rerouted
 
 

@@ -23,7 +23,7 @@ def measure(
     """Flat metrics of the photos in these rows of the plan.
 
     Args:
-        embeddings: ``(len(rows), D)``.
+        embeddings: ``(len(rows), D)``, or ``(len(rows), K, D)`` for K vectors per photo.
         metric: ``cosine`` or ``l2``; retrieval of classes is by cosine always.
     """
     photos = plan.photos.subset(rows)

@@ -34,7 +34,8 @@ from embedkit.atomic import published
 from embedkit.data import PhotoSet, Triplet
 from embedkit.errors import DataError, MismatchError, UsageError
 from embedkit.models import EmbeddingNet, weights_hash
-from embedkit.runtime.contract import ModelContract
+from embedkit.models.quantized import QuantizedNet
+from embedkit.runtime.contract import ModelContract, Prefix
 from embedkit.train.checkpoint import read_checkpoint, unpack
 from embedkit.train.recipe import Recipe
 
@@ -120,9 +121,7 @@ class Run:
         measured = self.metrics()
         if measured is not None:
             data["held_out"] = self.held_out_split
-            quality["fp32"] = {
-                name: float(value) for name, value in measured.items() if value is not None
-            }
+            quality["fp32"] = _numbers_of(measured)
         normalizes = bool(self.record["normalizes"])
         # A deployed model does not tell where things lie on the machine it was trained on.
         recipe = {**self.recipe.to_json(), "weights": Path(self.recipe.weights).name}
@@ -131,6 +130,11 @@ class Run:
         return ModelContract(
             name=self.name,
             embedding_dim=network.embedding_dim,
+            vectors=network.vectors,
+            prefixes=tuple(
+                Prefix(width, _numbers_of(self.record.get("nested", {}).get(str(width), {})))
+                for width in self.recipe.widths[:-1]
+            ),
             normalizes=normalizes,
             metric="cosine" if normalizes else "l2",
             preprocess=self.recipe.preprocess(),
@@ -143,6 +147,7 @@ class Run:
             data=data,
             versions=self.record["versions"],
             quality=quality,
+            codebooks=network.codebooks() if isinstance(network, QuantizedNet) else None,
         )
 
     @property
@@ -213,6 +218,10 @@ class Run:
     def _of(self, split: str) -> PhotoSet:
         photos = self.photos()
         return photos.subset([row for row, name in enumerate(photos.split) if name == split])
+
+
+def _numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def create_untrained(recipe: Recipe, *, weights: str) -> EmbeddingNet:

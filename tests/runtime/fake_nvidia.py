@@ -25,7 +25,7 @@ import pytest
 from embedkit.runtime.contract import ModelContract
 from tests.tiny_model import tiny_vectors
 
-__all__ = ["Nvidia", "Status", "write_engine"]
+__all__ = ["Nvidia", "Status", "fake_codes", "write_engine"]
 
 VERSION = "1.7.1.116"
 
@@ -338,6 +338,8 @@ class _Engine:
             contract.output_name: (mode.OUTPUT, kind.FLOAT, (-1, contract.embedding_dim)),
             contract.input_name: (mode.INPUT, kind.UINT8, (-1, side.height, side.width, 3)),
         }
+        if contract.codebooks:
+            self._tensors["codes"] = (mode.OUTPUT, kind.UINT8, (-1, contract.codebooks.parts))
         self.num_io_tensors = len(self._tensors)
 
     def get_tensor_name(self, index: int) -> str:
@@ -360,6 +362,23 @@ class _Engine:
         if self._nvidia.told(self._log, "create_execution_context"):
             return None
         return self._nvidia.born(_Context(self._nvidia, self._log))  # type: ignore[no-any-return]
+
+
+def fake_codes(vectors: np.ndarray, contract: ModelContract) -> np.ndarray:
+    """The codes of the one network: how the first numbers of a vector end."""
+    books = contract.codebooks
+    assert books is not None
+    ends = (np.abs(vectors[:, : books.parts]) * 1000).astype(np.int64)
+    codes: np.ndarray = (ends % books.words).astype(np.uint8)
+    return codes
+
+
+def _widths(contract: ModelContract) -> dict[str, int]:
+    books = contract.codebooks
+    return {
+        contract.output_name: contract.embedding_dim,
+        **({"codes": books.parts} if books else {}),
+    }
 
 
 class _Context:
@@ -389,20 +408,21 @@ class _Context:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if self._nvidia.told(self._log, "get_tensor_shape"):
             return (-1, -1)
-        return (self._count or -1, self._nvidia.contract.embedding_dim)
+        return (self._count or -1, _widths(self._nvidia.contract)[name])
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self._nvidia.told(self._log, "execute_async_v3"):
             self._busy_in = None
             return False
         contract, side = self._nvidia.contract, self._nvidia.contract.preprocess
-        if self._count is None or set(self._address) != {contract.input_name, contract.output_name}:
+        widths = _widths(contract)
+        if self._count is None or set(self._address) != {contract.input_name, *widths}:
             self._nvidia.broken_rules.append("execute before shape and addresses were set")
             return False
         count = self._count
         sizes = {
             contract.input_name: count * side.height * side.width * 3,
-            contract.output_name: count * contract.embedding_dim * 4,
+            **{n: count * w * (1 if n == "codes" else 4) for n, w in widths.items()},
         }
         for name, size in sizes.items():
             there = self._nvidia.memory.get(self._address[name])
@@ -422,5 +442,8 @@ class _Context:
             vectors.astype("<f4").tobytes(),
             sizes[contract.output_name],
         )
+        if "codes" in sizes:
+            codes = fake_codes(vectors, contract)
+            ctypes.memmove(self._address["codes"], codes.tobytes(), sizes["codes"])
         self._nvidia.ran.append(count)
         self._busy_in = None

@@ -5,6 +5,7 @@ Running is tested against `fake_nvidia`; refusals also on engines that TensorRT 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -32,8 +33,9 @@ from embedkit.runtime import Embedder, read_contract
 from embedkit.runtime.backends.cuda import this_gpu
 from embedkit.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from embedkit.runtime.backends.tensorrt import TensorRTBackend
+from embedkit.runtime.codebooks import Codebooks
 from embedkit.runtime.engine_file import check_fits, open_engine, read_engine
-from tests.runtime.fake_nvidia import Nvidia, Status, write_engine
+from tests.runtime.fake_nvidia import Nvidia, Status, fake_codes, write_engine
 from tests.tiny_model import tiny_contract, tiny_vectors, write_tiny_model
 
 LOADING = [
@@ -93,6 +95,26 @@ def test_vectors_equal_those_of_numpy_at_any_batch(
     np.testing.assert_allclose(vectors, tiny_vectors(pictures(count)), atol=1e-6)
     np.testing.assert_allclose(again, tiny_vectors(pictures(3, seed=1)), atol=1e-6)
     backend.close()
+    assert nvidia.broken_rules == []
+    assert nvidia.leaks() == []
+
+
+@pytest.mark.parametrize("count", [1, 7, 33])
+def test_codes_come_with_their_vectors_at_any_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    words = np.random.default_rng(0).standard_normal((4, 5, 2), dtype=np.float32)
+    contract = dataclasses.replace(tiny_contract(), metric="l2", codebooks=Codebooks.of(words))
+    nvidia = Nvidia(contract, batch=(2, 8, 16))
+    nvidia.install(monkeypatch)
+    path = write_engine(tmp_path / "m.engine", contract, batch=(2, 8, 16))
+    with Embedder(TensorRTBackend(path)) as embedder:
+        vectors, codes = embedder.embed_coded(pictures(count))
+        assert np.array_equal(embedder.embed_pixels(pictures(count)), vectors)
+    wanted = tiny_vectors(pictures(count))
+    np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+    assert (codes.dtype, codes.shape) == (np.uint8, (count, 4))
+    np.testing.assert_array_equal(codes, fake_codes(wanted, contract))
     assert nvidia.broken_rules == []
     assert nvidia.leaks() == []
 

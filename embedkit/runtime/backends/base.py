@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from embedkit.imaging.preprocess import Pixels
+from embedkit.runtime.codebooks import Codes
 from embedkit.runtime.contract import ModelContract
 
-__all__ = ["Backend", "Vectors"]
+__all__ = ["Backend", "CodingBackend", "Vectors"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -34,4 +35,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class CodingBackend(Backend, Protocol):
+    """One that also gives codes, where the contract has codebooks."""
+
+    def run_coded(self, pixels: Pixels) -> tuple[Vectors, Codes]:
+        """As `run`, and ``(N, parts)`` uint8."""
         ...

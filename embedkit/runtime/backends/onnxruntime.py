@@ -29,7 +29,8 @@ from embedkit.imaging.preprocess import Pixels
 from embedkit.runtime.backends.base import Vectors
 from embedkit.runtime.backends.cuda import gpu_number
 from embedkit.runtime.backends.tensorrt import import_tensorrt
-from embedkit.runtime.contract import CONTRACT_KEY, ModelContract
+from embedkit.runtime.codebooks import Codes
+from embedkit.runtime.contract import CODES_NAME, CONTRACT_KEY, ModelContract
 from embedkit.runtime.engine_file import PLAIN
 from embedkit.runtime.private_folder import private_folder
 from embedkit.runtime.seal import check_seal
@@ -110,27 +111,42 @@ class OnnxRuntimeBackend:
         Raises:
             EmbedKitError: The engine failed (out of memory, a lost device), or was closed.
         """
-        if self._session is None:
-            raise EmbedKitError("this model was closed and cannot run any more")
-        step = self._largest or len(pixels)
-        parts = [self._run(pixels[at : at + step]) for at in range(0, len(pixels), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        (vectors,) = self._run(pixels, [self.contract.output_name])
+        return np.asarray(vectors, dtype=np.float32)
+
+    def run_coded(self, pixels: Pixels) -> tuple[Vectors, Codes]:
+        """As `run`, and the codes ``(N, parts)`` of a model whose contract has codebooks."""
+        vectors, codes = self._run(pixels, [self.contract.output_name, CODES_NAME])
+        return np.asarray(vectors, dtype=np.float32), np.asarray(codes, dtype=np.uint8)
 
     def close(self) -> None:
         """Give back the session's memory; calling it twice is harmless."""
         self._session = None
 
-    def _run(self, pixels: Pixels) -> Vectors:
-        names = self.contract.output_name, self.contract.input_name
+    def _run(self, pixels: Pixels, outputs: list[str]) -> list[Any]:
+        """These outputs for any number of pictures."""
+        if self._session is None:
+            raise EmbedKitError("this model was closed and cannot run any more")
+        step = self._largest or len(pixels)
+        parts = [
+            self._run_once(pixels[at : at + step], outputs) for at in range(0, len(pixels), step)
+        ]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else [np.concatenate(one) for one in zip(*parts, strict=True)]
+        )
+
+    def _run_once(self, pixels: Pixels, outputs: list[str]) -> list[Any]:
         try:
-            (vectors,) = self._session.run([names[0]], {names[1]: pixels})
+            given: list[Any] = self._session.run(outputs, {self.contract.input_name: pixels})
         except Exception as error:
             raise EmbedKitError(
                 f"the model failed on a batch of {len(pixels)}",
                 facts=_first_line(error),
                 hint="try a smaller batch" if len(pixels) > 1 else None,
             ) from error
-        return np.asarray(vectors, dtype=np.float32)
+        return given
 
 
 def read_onnx_contract(path: Path) -> ModelContract:
@@ -341,10 +357,13 @@ def _contract(path: Path, session: Any) -> ModelContract:
 
 def _check_graph(path: Path, session: Any, contract: ModelContract) -> None:
     """The graph takes and gives what the contract says, and any number at once."""
-    side = contract.preprocess
+    side, books = contract.preprocess, contract.codebooks
     wanted = (
         [(contract.input_name, "tensor(uint8)", ["N", side.height, side.width, 3])],
-        [(contract.output_name, "tensor(float)", ["N", contract.embedding_dim])],
+        [
+            (contract.output_name, "tensor(float)", ["N", contract.embedding_dim]),
+            *([(CODES_NAME, "tensor(uint8)", ["N", books.parts])] if books else ()),
+        ],
     )
     found = tuple(
         [(node.name, node.type, _any_first(node.shape)) for node in nodes]

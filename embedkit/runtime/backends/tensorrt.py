@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,13 +27,13 @@ from embedkit.errors import (
 from embedkit.imaging.preprocess import Pixels
 from embedkit.runtime.backends.base import Vectors
 from embedkit.runtime.backends.cuda import Cuda, gpu_number
-from embedkit.runtime.contract import ModelContract
+from embedkit.runtime.codebooks import Codes
+from embedkit.runtime.contract import CODES_NAME, ModelContract
 from embedkit.runtime.engine_file import PLAIN, EngineFile, check_fits, open_engine
 
 __all__ = ["TensorRTBackend", "extra_of", "import_tensorrt", "message_log"]
 
 _SHOWN = 5
-_FLOAT = np.dtype(np.float32).itemsize
 
 _log = logging.getLogger("embedkit")
 
@@ -92,20 +92,31 @@ class TensorRTBackend:
             UsageError: Pixels of another shape or type than the contract's.
             EmbedKitError: The GPU failed, or this was closed.
         """
+        vectors: Vectors = self._run_all(pixels)[0]
+        return vectors
+
+    def run_coded(self, pixels: Pixels) -> tuple[Vectors, Codes]:
+        """As `run`, and the codes ``(N, parts)`` of a model whose contract has codebooks."""
+        vectors, codes = self._run_all(pixels)
+        return vectors, codes
+
+    def _run_all(self, pixels: Pixels) -> list[Any]:
+        """Every output for any number of pictures."""
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self._shape:
             raise UsageError(
                 f"this engine takes uint8 (N, {', '.join(map(str, self._shape))})",
                 facts=f"got {pixels.dtype} {pixels.shape}",
             )
-        vectors = np.empty((len(pixels), self.contract.embedding_dim), np.float32)
+        given = [np.empty((len(pixels), one.width), one.dtype) for one in self._outputs]
         with self._lock:
             if not self._open:
                 raise EmbedKitError("this model was closed and cannot run any more")
             self._cuda.use()
             for start in range(0, len(pixels), self._largest):
                 part = slice(start, start + self._largest)
-                vectors[part] = self._run(pixels[part])
-        return vectors
+                for rows, some in zip(given, self._run(pixels[part]), strict=True):
+                    rows[part] = some
+        return given
 
     def close(self) -> None:
         """Give back what the engine holds; calling it twice is harmless."""
@@ -149,46 +160,50 @@ class TensorRTBackend:
         self._context: Any = context
         undo.callback(self._forget)
         self._stream = _made(undo, cuda.stream(), cuda.end_stream)
-        sizes = (
-            self._largest * int(np.prod(self._shape)),
-            self._largest * contract.embedding_dim * _FLOAT,
-        )
-        self._given, self._result = (_made(undo, cuda.memory(size), cuda.free) for size in sizes)
-        self._host_in, self._host_out = (
+        self._outputs = _outputs(contract)
+        rows = int(np.prod(self._shape)), *(one.bytes for one in self._outputs)
+        sizes = [self._largest * row for row in rows]
+        self._given, *self._results = (_made(undo, cuda.memory(size), cuda.free) for size in sizes)
+        self._host_in, *self._hosts_out = (
             _made(undo, cuda.pinned(size), cuda.free_pinned) for size in sizes
         )
         undo.callback(self._forget)  # once more, to come before the memory it knows of
         undo.callback(_try, cuda.wait, self._stream)  # nothing is freed while it is being copied
         for name, address in (
             (contract.input_name, self._given),
-            (contract.output_name, self._result),
+            *zip((one.name for one in self._outputs), self._results, strict=True),
         ):
             if not context.set_tensor_address(name, address):
                 raise EmbedKitError(f"TensorRT took no memory for {name!r}", facts=log.told())
 
-    def _run(self, pixels: Pixels) -> Vectors:
-        """At most the largest batch; the vectors are a view that the next run overwrites."""
+    def _run(self, pixels: Pixels) -> list[Any]:
+        """Outputs of at most the largest batch; they are views that the next run overwrites."""
         cuda, context, contract = self._cuda, self._context, self.contract
         count = max(len(pixels), self._least)
         given = self._host_in.bytes[: count * pixels[0].size]
         rows = given.reshape(count, *self._shape)
         rows[: len(pixels)] = pixels
         rows[len(pixels) :] = 0
-        size = count * contract.embedding_dim * _FLOAT
         if not context.set_input_shape(contract.input_name, rows.shape):
             raise self._failed("set_input_shape", count)
-        if tuple(context.get_tensor_shape(contract.output_name)) != (count, contract.embedding_dim):
-            raise self._failed("get_tensor_shape", count)
+        for one in self._outputs:
+            if tuple(context.get_tensor_shape(one.name)) != (count, one.width):
+                raise self._failed("get_tensor_shape", count)
         try:
             cuda.upload(self._given, self._host_in, given.size, self._stream)
             if not context.execute_async_v3(int(self._stream)):
                 raise self._failed("execute_async_v3", count)
-            cuda.download(self._host_out, self._result, size, self._stream)
+            for one, host, result in zip(
+                self._outputs, self._hosts_out, self._results, strict=True
+            ):
+                cuda.download(host, result, count * one.bytes, self._stream)
         finally:
             # Also after a failure: the buffers are written again by the next batch.
             cuda.wait(self._stream)
-        result: Vectors = self._host_out.bytes[:size].view(np.float32)
-        return result.reshape(count, contract.embedding_dim)[: len(pixels)]
+        return [
+            host.bytes[: count * one.bytes].view(one.dtype).reshape(count, one.width)[: len(pixels)]
+            for one, host in zip(self._outputs, self._hosts_out, strict=True)
+        ]
 
     def _failed(self, call: str, count: int) -> EmbedKitError:
         return EmbedKitError(
@@ -248,6 +263,24 @@ def message_log(trt: Any) -> Any:
     return Log()
 
 
+class _Output(NamedTuple):
+    """What an engine gives of a picture: so many numbers of a type."""
+
+    name: str
+    width: int
+    dtype: np.dtype[Any]
+
+    @property
+    def bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
+def _outputs(contract: ModelContract) -> list[_Output]:
+    vectors = _Output(contract.output_name, contract.embedding_dim, np.dtype(np.float32))
+    books = contract.codebooks
+    return [vectors, *([_Output(CODES_NAME, books.parts, np.dtype(np.uint8))] if books else ())]
+
+
 def _check_engine(trt: Any, engine: Any, file: EngineFile) -> tuple[int, int]:
     """The least and the largest batch, once the engine takes and gives what its sidecar says."""
     contract, side = file.contract, file.contract.preprocess
@@ -266,11 +299,14 @@ def _check_engine(trt: Any, engine: Any, file: EngineFile) -> tuple[int, int]:
                 trt.DataType.UINT8,
                 (-1, side.height, side.width, 3),
             ),
-            (
-                contract.output_name,
-                trt.TensorIOMode.OUTPUT,
-                trt.DataType.FLOAT,
-                (-1, contract.embedding_dim),
+            *(
+                (
+                    one.name,
+                    trt.TensorIOMode.OUTPUT,
+                    trt.DataType.FLOAT if one.dtype == np.float32 else trt.DataType.UINT8,
+                    (-1, one.width),
+                )
+                for one in _outputs(contract)
             ),
         )
     )
