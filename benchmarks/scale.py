@@ -29,12 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.figures import machine, save
-from benchmarks.pipeline import draw_photos, write_model
+from benchmarks.pipeline import write_model
 from embedkit.imaging import Preprocess, Shard
 from embedkit.index import Wanted, write_catalog
 from embedkit.index.catalog import Row as CatalogRow
 from embedkit.index.store import Item, Run, Store
 from embedkit.runtime import Embedder, ModelContract
+from embedkit.runtime.latency import draw_photos
 from embedkit.scale import Source, embed_sources, find_sources, local_engine
 
 __all__ = ["Cost", "Line", "measure", "plan"]
@@ -194,7 +195,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Line]:
         if photos is None:
             photos = work / "photos"
             photos.mkdir()
-            draw_photos(photos, 24)
+            draw_photos(photos, 24, (1600, 1200))
         if model is None:
             model = work / "model.onnx"
             write_model(model)

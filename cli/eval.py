@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
-from embedkit.cli.work import Backend, Batch, Device, Workers
+from embedkit.cli.rerank_option import read_rerank
+from embedkit.cli.work import Backend, Batch, Device, Dim, Workers
 from embedkit.errors import (
     DataError,
     ImageError,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from embedkit.data import PhotoSet
     from embedkit.evaluate import Difference, Evaluation
+    from embedkit.evaluate.reranking import Reranking
     from embedkit.train import Run
 
     Rows = npt.NDArray[np.float32]
@@ -119,8 +122,18 @@ def eval(
             help="Difference to an evaluation saved with --json --per-query.",
         ),
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=_FIGURES,
+            help="Also re-ranked: aqe[:k=10,alpha=3], or kreciprocal[:depth=100,...], which takes "
+            "some 10 ms a query.",
+        ),
+    ] = None,
     device: Device = "auto",
     backend: Backend = "auto",
+    dim: Dim = None,
     batch: Batch = 64,
     workers: Workers = None,
     save_vectors: Annotated[
@@ -160,12 +173,15 @@ def eval(
     if save_vectors is not None and save_vectors.suffix != ".npz":
         raise UsageError("--save-vectors takes a file that ends in .npz", hint="vectors.npz")
     asked_ks = None if ks is None else _numbers(ks)
+    method = None if rerank is None else read_rerank(rerank)
     display = Display(as_json=as_json, quiet=quiet)
     other = None if compare is None else _read_other(compare)
 
     from embedkit.evaluate import evaluate, read_per_query
 
-    source = _open_model(model, backend)
+    source = dataclasses.replace(_open_model(model, backend), dim=dim)
+    if dim is not None and source.kind == "vectors":
+        raise UsageError("--dim is of a model, and these are vectors", hint="leave --dim out")
     dataset = _read_data(source, data, protocol, strict_counts)
     for sentence in dataset.differences:
         display.warn(f"other counts than in the papers: {sentence}")
@@ -174,11 +190,18 @@ def eval(
         source, dataset.photos, chosen, device, batch, workers, display
     )
     _describe(photos, display)
+    several = vectors.ndim == 3
+    if several and metric == "l2":
+        raise UsageError(
+            "several vectors per picture are compared by their cosines", hint="leave --metric out"
+        )
     beyond = _beyond_classes(vectors, photos, metric or facts.metric)
-    by_query = other is not None or per_query or failures is not None
+    by_query = other is not None or per_query or failures is not None or method is not None
     if not photos.labelled and (not beyond or by_query):
         if beyond:
-            raise UsageError("--compare, --per-query and --failures are for photos with classes")
+            raise UsageError(
+                "--compare, --per-query, --failures and --rerank are for photos with classes"
+            )
         raise DataError(
             "these photos have no labels, so there is nothing to measure",
             hint="a folder per class, or a CSV with label, target or image_a,image_b,image_c",
@@ -194,7 +217,7 @@ def eval(
             by_class=by_class,
             repeats=repeats,
             seed=seed,
-            clusters=_with_clusters(nmi, photos, display),
+            clusters=_with_clusters(nmi, photos, several, display),
         )
         if photos.labelled
         else None
@@ -203,6 +226,9 @@ def eval(
     differences = None
     if other is not None and figures is not None:
         differences = _compare(read_per_query(other), figures, names)
+    again = None
+    if method is not None and figures is not None:
+        again = _rerank(method, figures, vectors, photos, display)
     if save_vectors is not None:
         _save(save_vectors, vectors, photos)
         display.note("vectors", str(save_vectors))
@@ -213,7 +239,7 @@ def eval(
         [f"{path}: {error.reason}; skipped" for path, error in skipped],
         "that are no usable pictures",
     )
-    display.answer(_whole_page(beyond, figures, differences))
+    display.answer(_whole_page(beyond, figures, differences, again))
     display.document(
         "eval",
         {
@@ -226,6 +252,7 @@ def eval(
                 "differences": list(dataset.differences),
             },
             **({} if figures is None else figures.to_json()),
+            "reranked": None if again is None else again.to_json(),
             **({"beyond_classes": beyond} if beyond else {}),
             "skipped": [
                 {"path": str(path), "code": error.code, "reason": error.reason}
@@ -252,6 +279,7 @@ class _Facts:
     fingerprint: str | None
     dim: int
     metric: str
+    vectors: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -261,6 +289,7 @@ class _Facts:
             "fingerprint": self.fingerprint,
             "dim": self.dim,
             "metric": self.metric,
+            "vectors": self.vectors,
         }
 
 
@@ -272,6 +301,7 @@ class _Model:
     path: Path
     run: Run | None
     backend: str = "auto"
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -350,9 +380,12 @@ def _choose(photos: PhotoSet, split: str | None, display: Display) -> str:
     return split
 
 
-def _with_clusters(nmi: bool | None, photos: PhotoSet, display: Display) -> bool:
+def _with_clusters(nmi: bool | None, photos: PhotoSet, several: bool, display: Display) -> bool:
     if nmi is not None:
         return nmi
+    if several:
+        display.note("nmi", "left out, it needs one vector per picture")
+        return False
     if len(photos) * len(photos.classes()) > _QUICK_CLUSTERS:
         display.note("nmi", "left out, it would take long; ask for it with --nmi")
         return False
@@ -389,9 +422,13 @@ def _vectors(
     rows = [row for row, name in enumerate(photos.split) if split in ("all", name)]
     if source.kind == "vectors":
         vectors, photos = _stored(source.path, photos, rows)
-        facts = _Facts("vectors", str(source.path), None, None, vectors.shape[1], "cosine")
+        several = vectors.shape[1] if vectors.ndim == 3 else 1
+        dim = several * vectors.shape[-1]
+        facts = _Facts("vectors", str(source.path), None, None, dim, "cosine", several)
         return vectors, photos, [], facts
     import numpy as np
+
+    from embedkit.evaluate import split_rows
 
     photos = photos.subset(rows)
     good: list[int] = []
@@ -411,7 +448,8 @@ def _vectors(
     if not good:
         first = f"{skipped[0][0]}: {skipped[0][1].reason}" if skipped else "there are none"
         raise DataError("not one of the photos can be read", facts=first)
-    return np.stack(found), photos.subset(good), skipped, facts
+    vectors = split_rows(np.stack(found), facts.vectors)
+    return vectors, photos.subset(good), skipped, facts
 
 
 @contextlib.contextmanager
@@ -429,11 +467,20 @@ def _embedding(
         network, contract, place = _network(source.run, device)
         from embedkit.imaging import read_pixels
         from embedkit.runtime.pipeline import embed_stream
+        from embedkit.runtime.prefix import cut
+
+        contract = contract if source.dim is None else contract.cut(source.dim)
+
+        def run(pixels: Any) -> Any:
+            whole = network(pixels)
+            if source.dim is None:
+                return whole
+            return cut(whole, source.dim, normalizes=contract.normalizes)
 
         stream = embed_stream(
             files,
             read=lambda path: read_pixels(path, contract.preprocess),
-            run=network,
+            run=run,
             batch=batch,
             workers=workers,
         )
@@ -446,7 +493,9 @@ def _embedding(
         return
     from embedkit.runtime import Embedder
 
-    with Embedder.load(source.path, device=device, backend=source.backend) as embedder:
+    with Embedder.load(
+        source.path, device=device, backend=source.backend, threads=1, dim=source.dim
+    ) as embedder:
         facts = _facts(source, embedder.contract)
         display.note("model", f"{facts.name}: {source.path}, {facts.dim} numbers")
         display.note("device", embedder.device)
@@ -466,6 +515,7 @@ def _facts(source: _Model, contract: Any) -> _Facts:
         contract.fingerprint,
         contract.embedding_dim,
         contract.metric,
+        contract.vectors,
     )
 
 
@@ -559,10 +609,16 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise MismatchError(f"{path} is no file of vectors", facts=str(error)) from error
     vectors = content.get("vectors")
-    if vectors is None or vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.size:
+    if (
+        vectors is None
+        or vectors.ndim not in (2, 3)
+        or vectors.dtype.kind != "f"
+        or not vectors.size
+    ):
         shape = "none" if vectors is None else f"{vectors.dtype} of shape {vectors.shape}"
         raise MismatchError(
-            f"{path} holds no vectors", facts=f"expected 'vectors', floats (N, D); found {shape}"
+            f"{path} holds no vectors",
+            facts=f"expected 'vectors', floats (N, D) or (N, K, D); found {shape}",
         )
     return content
 
@@ -603,6 +659,26 @@ def _write_failures(
     )
     with published(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _rerank(
+    method: tuple[str, dict[str, float]],
+    figures: Evaluation,
+    vectors: Rows,
+    photos: PhotoSet,
+    display: Display,
+) -> Reranking:
+    from embedkit.evaluate.reranking import reranked
+
+    with display.progress("re-ranking", figures.metrics.queries) as advance:
+        return reranked(
+            figures,
+            vectors,
+            *method,
+            query=photos.is_query,
+            gallery=photos.is_gallery,
+            done=lambda count: advance(count, 0),
+        )
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -700,8 +776,9 @@ def _whole_page(
     beyond: dict[str, Any],
     figures: Evaluation | None,
     differences: dict[str, Difference] | None,
+    again: Reranking | None,
 ) -> Group:
-    """What numbers and triplets say, then classes."""
+    """What numbers and triplets say, then classes, then those re-ranked."""
     from rich.console import Group
     from rich.text import Text
 
@@ -721,7 +798,26 @@ def _whole_page(
         text = f"{show('triplet_accuracy')} of {beyond['triplets']:,} triplets"
         lines.append(f"{'triplets':<15} accuracy {text}")
     parts: list[Any] = [Text(line) for line in lines]
-    return Group(*parts, *([] if figures is None else [_page(figures, differences)]))
+    if figures is not None:
+        parts.append(_page(figures, differences))
+    if figures is not None and again is not None:
+        parts.append(_again(figures, again))
+    return Group(*parts)
+
+
+def _again(figures: Evaluation, again: Reranking) -> Group:
+    """The figures of the re-ranked queries, and what that changed."""
+    from rich.console import Group
+    from rich.text import Text
+
+    settings = ", ".join(f"{name} {value:g}" for name, value in again.settings.items())
+    metrics = again.metrics.to_json()
+    names = [f"recall@{k}" for k in figures.ks] + ["map@r", "r_precision", "mrr"]
+    head = Text(f"re-ranked by {again.name} ({settings}), and the change", style="bold")
+    lines = [
+        Text(_line(name, metrics[name], again.intervals[name], again.differences)) for name in names
+    ]
+    return Group(head, *lines)
 
 
 def _page(figures: Evaluation, differences: dict[str, Difference] | None) -> Group:

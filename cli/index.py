@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
-from embedkit.cli.work import Backend, Batch, Device, Workers
+from embedkit.cli.work import Backend, Batch, Device, Dim, Workers
 from embedkit.errors import EmbedKitError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from embedkit.imaging import Shard
     from embedkit.index import Choice, SyncReport, Wanted
 
-__all__ = ["default_model", "from_here", "index"]
+__all__ = ["Bars", "default_model", "from_here", "index", "kind_lines", "wanted_kind"]
 
 _WORK, _KIND, _OUTPUT = "Work", "Kind of index (kept by later runs)", "Output"
 
@@ -66,8 +66,8 @@ def index(
             "--type",
             metavar="NAME",
             rich_help_panel=_KIND,
-            help="flat (exact), pq, ivf, hnsw, tiny, or auto: measures, and takes what reaches "
-            "the recall (auto).",
+            help="flat (exact), pq, ivf, ivf-disk (never in memory), hnsw, tiny, learned (an spq "
+            "model's codes), or auto: measures, and takes what reaches the recall (auto).",
         ),
     ] = None,
     recall: Annotated[
@@ -98,6 +98,7 @@ def index(
     ] = False,
     device: Device = "auto",
     backend: Backend = "auto",
+    dim: Dim = None,
     batch: Batch = 32,
     workers: Workers = None,
     output: Annotated[
@@ -121,24 +122,30 @@ def index(
     Example: embedkit index ./catalog -o catalog.faiss
     """
     from embedkit.imaging import Shard
-    from embedkit.index import Catalog, remembered_model, sync_folder
+    from embedkit.index import Catalog, remembered_dim, remembered_model, sync_folder
     from embedkit.index.labels import read_labels
     from embedkit.runtime import Embedder
 
     display = Display(as_json=as_json, quiet=quiet)
-    wanted = _wanted(type_, recall, memory, low_latency=low_latency, tiny=tiny)
+    wanted = wanted_kind(type_, recall, memory, low_latency=low_latency, tiny=tiny)
     folder = folder or (Path("catalog") if Path("catalog").is_dir() else Path())
     share = Shard.parse(shard) if shard else Shard()
     whole = output or Path(f"{folder.resolve().name or 'catalog'}.faiss")
     output = share.named(whole)
     file = model or remembered_model(output) or default_model()
-    with Embedder.load(file, device=device, backend=backend) as embedder, ExitStack() as bars:
+    with (
+        Embedder.load(file, device=device, backend=backend, threads=1, dim=dim) as embedder,
+        ExitStack() as bars,
+    ):
+        kept = None if dim else remembered_dim(output)
+        if kept in embedder.contract.widths:
+            embedder = embedder.cut(kept)
         contract = embedder.contract
         display.note(
             "model", f"{contract.name}: {from_here(file)}, {embedder.embedding_dim} numbers"
         )
         display.note("device", embedder.device)
-        bar = bars.enter_context(_Bars(display))
+        bar = bars.enter_context(Bars(display))
         report = sync_folder(
             folder,
             output,
@@ -167,7 +174,7 @@ def index(
         for reason in kind.tried:
             display.note("tried", reason)
     text = _summary(report, folder, output, failed_list, dry_run=dry_run)
-    display.answer(text.append(_kind(kind)) if kind else text)
+    display.answer(text.append(kind_lines(kind)) if kind else text)
     if not dry_run:
         display.note("next", _next(output, whole, share))
     display.document(
@@ -191,7 +198,7 @@ def _next(output: Path, whole: Path, share: Shard) -> str:
     return f"when all {share.count} are there: embedkit index merge {whole} {every}"
 
 
-class _Bars:
+class Bars:
     """One bar at a time, as the stages of the work come."""
 
     def __init__(self, display: Display) -> None:
@@ -199,7 +206,7 @@ class _Bars:
         self._stage, self._done = "", 0
         self._advance: Advance
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,9 +230,19 @@ class _Bars:
             self._stage, self._done = stage, 0
 
 
-def _wanted(
-    type_: str | None, recall: float | None, memory: str | None, *, low_latency: bool, tiny: bool
+def wanted_kind(
+    type_: str | None,
+    recall: float | None,
+    memory: str | None,
+    *,
+    low_latency: bool = False,
+    tiny: bool = False,
 ) -> Wanted:
+    """What the options of the kind of index say.
+
+    Raises:
+        UsageError: They contradict each other, or say what no index can be.
+    """
     from embedkit.index import Wanted
 
     named = [type_] * (type_ is not None) + ["hnsw"] * low_latency + ["tiny"] * tiny
@@ -246,10 +263,11 @@ def _bytes(size: str) -> int:
     return int(float(match[1]) * factors[match[2]])
 
 
-def _kind(kind: Choice) -> str:
+def kind_lines(kind: Choice) -> str:
     """What the index is and what was measured."""
     exact = kind.factory == "Flat"
-    parts = ["finds exactly" if exact else f"recall@10 {kind.recall:.3f}"]
+    found = f"recall@10 {kind.recall:.3f}" if kind.queries else "too few to measure its recall"
+    parts = ["finds exactly" if exact else found]
     if kind.queries_per_second is not None:
         parts.append(f"{kind.queries_per_second:,.0f} queries/s")
     parts.append(f"{kind.bytes_per_vector:,.0f} bytes a picture")

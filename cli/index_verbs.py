@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
-from embedkit.cli.index import from_here
+from embedkit.cli.index import Bars, from_here, kind_lines, wanted_kind
 from embedkit.cli.work import Batch, Device, Workers
 from embedkit.errors import MismatchError, UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "compact", "merge", "rm", "verify"]
 
 _NAMED = 5
-_WORK = "Work"
+_WORK, _KIND = "Work", "Kind of index (kept by later runs)"
 _NOTHING = "nothing was written; this would be done"
 
 Index = Annotated[Path, typer.Argument(metavar="INDEX", help="Made by `embedkit index`.")]
@@ -53,7 +53,7 @@ def add(
 
     Example: embedkit index add catalog.faiss ./new/shoe.jpg --label shoe
     """
-    from embedkit.index.sync import add_files, remembered_model
+    from embedkit.index.sync import add_files, remembered_dim, remembered_model
     from embedkit.runtime import Embedder
 
     display = Display(as_json=as_json, quiet=quiet)
@@ -68,10 +68,11 @@ def add(
                 advance.append(bars.enter_context(display.progress("adding", total)))
             advance[0](done, failed)
 
+        kept = remembered_dim(index)
         report = add_files(
             index,
             paths,
-            own,
+            own.cut(kept) if kept in own.contract.widths else own,
             label=label,
             model=model,
             batch=batch,
@@ -264,18 +265,49 @@ def merge(
         list[Path], typer.Argument(metavar="INDEX", help="Shards, made by the same model.")
     ],
     dry_run: DryRun = False,
+    type_: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="NAME",
+            rich_help_panel=_KIND,
+            help="As for `embedkit index`; ivf-disk: more than memory holds (the first shard's).",
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=_KIND,
+            help="Of the true 10 nearest, how many to find (the first shard's, else 0.99).",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=_KIND, help="At most this when open: 500M, 2G; 0: any."
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Make one index of several; nothing is embedded again.
 
-    Example: embedkit index merge catalog.faiss shard0.faiss shard1.faiss
+    With --type ivf-disk their number does not matter: it is built and searched on the disk.
+
+    Example: embedkit index merge all.faiss shard*.faiss --type ivf-disk
     """
+    from embedkit.index import Catalog
     from embedkit.index.merge import merge_indexes
 
     display = Display(as_json=as_json, quiet=quiet)
-    done = merge_indexes(out, indexes, dry_run=dry_run)
+    wanted = wanted_kind(type_, recall, memory)
+    with Bars(display) as bar:
+        done = merge_indexes(out, indexes, wanted=wanted, dry_run=dry_run, building=bar.building)
+    kind = None if dry_run else Catalog.open(out, mmap=True).choice
+    for reason in kind.tried if kind else ():
+        display.note("tried", reason)
     lines: list[tuple[str, int, str]] = [
         ("shard", count, from_here(shard)) for shard, count in zip(indexes, done.parts, strict=True)
     ]
@@ -287,7 +319,8 @@ def merge(
         ("failed", done.failures, "remembered as no usable pictures" * bool(done.failures)),
         ("merged", done.count, f"below {from_here(done.root)}"),
     ]
-    display.answer(_table(lines, _NOTHING if dry_run else f"index     {from_here(out)}"))
+    written = f"index     {from_here(out)}" + (kind_lines(kind) if kind else "")
+    display.answer(_table(lines, _NOTHING if dry_run else written))
     display.document(
         "index-merge",
         {
@@ -299,6 +332,7 @@ def merge(
             "failed": done.failures,
             "count": done.count,
             "root": str(done.root),
+            "kind": kind.to_json() if kind else None,
         },
     )
 

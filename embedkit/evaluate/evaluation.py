@@ -145,7 +145,7 @@ def evaluate(
     """All figures of some vectors; see the functions behind them for what they mean and cost.
 
     Args:
-        embeddings: ``(N, D)``.
+        embeddings: ``(N, D)``, or ``(N, K, D)`` as for `query_results`.
         labels: ``(N,)``.
         ks: Of recall@k.
         query: ``(N,)`` bool, the rows that ask; None is all.

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -24,15 +25,18 @@ from embedkit.index.kinds import (
     base_of,
     bytes_per_vector,
     factories,
+    factory_of,
     training_rows,
 )
+from embedkit.index.learned import LEARNED, Learned, add_codes, learned_index
+from embedkit.index.on_disk import DISK, DiskBuilder, new_disk_index, resident_bytes
 
 __all__ = ["AT", "TYPES", "Building", "Choice", "Wanted", "build_index"]
 
 Vectors = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
-TYPES = ("auto", "flat", "pq", "ivf", "hnsw", "tiny")
+TYPES = ("auto", "flat", "pq", "ivf", DISK, "hnsw", "tiny", LEARNED)
 """What can be asked for."""
 
 Building = Callable[[str, int, int], None]
@@ -42,6 +46,8 @@ AT = 10
 """Recall is measured among this many nearest."""
 
 _SMALL = 1_000  # below it, nothing is worth training
+_NUMBERED = 10_000_000  # up to it, whom to draw is drawn among all numbers
+_COMPARED = 2 * AT  # below it there is nobody to look for
 _FLAT_TO, _PQ_TO = 20_000, 2_000_000
 _QUERIES = 500
 _DEPTH = 64  # neighbours kept of each, so that all that tie with the last are among them
@@ -134,14 +140,17 @@ def build_index(
     wanted: Wanted,
     *,
     names: int = 0,
+    learned: Learned | None = None,
     building: Building | None = None,
+    scratch: Path | None = None,
 ) -> tuple[Any, Choice]:
     """Build the index that is wanted, tuned.
 
     auto takes the first that fits the memory and reaches the recall: flat to 20,000 vectors; then
-    pq, beyond two million ivf, and where they fall short flat, sq8, tiny. A type that was asked for
+    pq, beyond two million ivf, and where they fall short flat, sq8, tiny; where all of them do, or
+    do not fit, ivf-disk, of which nearly nothing has to fit. A type that was asked for
     is built and tuned whatever it reaches, in the most faithful form that fits. Fewer than 1,000
-    vectors are kept flat.
+    vectors are kept flat, unless their codes were learned.
 
     Seeded, and chosen by recall alone, never by time: the same vectors give the same index, also
     with another number of threads, but for hnsw, whose graph depends on which thread comes first,
@@ -155,7 +164,10 @@ def build_index(
         metric: ``cosine`` or ``l2``.
         wanted: What is not said is auto, recall 0.99 and no limit.
         names: Bytes of the memory that the names take.
+        learned: The model's codes; needed for the type learned, and for no other.
         building: Called as the work goes on.
+        scratch: A folder with room for an index that grows on the disk, in files without a name;
+            None: the system's.
 
     Returns:
         The FAISS index, its search parameters set, and the choice.
@@ -164,12 +176,17 @@ def build_index(
         UsageError: Nothing fits the memory.
 
     Memory: the index (twice while FAISS grows it; two where auto tries a second), one block, and
-    the rows it is trained from: 20,000, for ivf up to 262,144. The vectors are gone through once to
-    train and once for each index that is tried.
+    the rows it is trained from: 20,000, for ivf up to 262,144; of ivf-disk the rows and the block
+    alone. The vectors are gone through once to train and once for each index that is tried.
     """
     type_, recall = wanted.type or "auto", wanted.recall or 0.99
     fits = _Fits(count, dim, wanted.memory or 0, names)
-    work = _Work(blocks, count, dim, metric, building)
+    work = _Work(blocks, count, dim, metric, building, scratch)
+    if type_ == LEARNED:
+        assert learned is not None, "check_kind() sees to it"
+        index = work.coded(learned)
+        fits.check(index.code_size * count + 4 * index.pq.centroids.size(), LEARNED)
+        return index, work.compared(index)
     small = count < _SMALL
     kinds = ("flat",) if small else _order(count) if type_ == "auto" else (type_,)
     tried = (
@@ -203,9 +220,9 @@ def build_index(
 def _order(count: int) -> tuple[str, ...]:
     """What auto tries, in turn."""
     if count <= _FLAT_TO:
-        return ("flat", "pq", "sq8", "tiny")
+        return ("flat", "pq", "sq8", "tiny", DISK)
     first = ("pq",) if count <= _PQ_TO else ("ivf", "pq")
-    return (*first, "flat", "sq8", "tiny")
+    return (*first, "flat", "sq8", "tiny", DISK)
 
 
 class _Fits:
@@ -218,26 +235,40 @@ class _Fits:
         """The most faithful form of a kind that fits; None: none does."""
         forms = factories(kind, self._count, self._dim)
         return next(
-            (one for one in forms if not self._memory or self._takes(one) <= self._memory), None
+            (one for one in forms if not self._memory or self._takes(kind, one) <= self._memory),
+            None,
         )
+
+    def check(self, size: int, kind: str) -> None:
+        """Refuse what is larger than the memory."""
+        takes = size + self._names
+        if self._memory and takes > self._memory:
+            raise UsageError(
+                f"no {kind} index of {self._count:,} vectors fits into {_size(self._memory)}",
+                facts=f"it takes {_size(takes)}",
+                hint=f"--memory {-(-takes // 1_000_000) + 1}M",
+            )
 
     def said(self, kind: str) -> str:
         return _size(self._least(kind))
 
     def refused(self, kinds: tuple[str, ...]) -> UsageError:
         least = min(kinds, key=self._least)
+        disk = least == DISK
         return UsageError(
             f"no such index of {self._count:,} vectors fits into {_size(self._memory)}",
             facts=f"the smallest, {least}, takes {_size(self._least(least))}"
-            + (f", {_size(self._names)} of it for names" if self._names else ""),
+            + (f", {_size(self._names)} of it for names" if self._names and not disk else ""),
             hint=f"--memory {-(-self._least(least) // 1_000_000) + 1}M"
-            + ("" if "tiny" in kinds else ", or --type tiny"),
+            + ("" if disk or "tiny" in kinds else ", or --type tiny"),
         )
 
     def _least(self, kind: str) -> int:
-        return min(self._takes(one) for one in factories(kind, self._count, self._dim))
+        return min(self._takes(kind, one) for one in factories(kind, self._count, self._dim))
 
-    def _takes(self, factory: str) -> int:
+    def _takes(self, kind: str, factory: str) -> int:
+        if kind == DISK:
+            return resident_bytes(factory, self._dim)  # its names stay on the disk, too
         each = bytes_per_vector(factory, self._count, self._dim)
         return int(each * self._count) + self._names
 
@@ -252,10 +283,12 @@ class _Work:
         dim: int,
         metric: str,
         building: Building | None,
+        scratch: Path | None,
     ) -> None:
         self._blocks, self._count, self._dim = blocks, count, dim
         self._metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
         self._building = building or (lambda stage, done, total: None)
+        self._scratch = scratch
         self._truth: _Truth | None = None
 
     def build(self, kind: str, factory: str) -> Any:
@@ -266,7 +299,8 @@ class _Work:
             for block, _ in self._each("adding"):
                 flat.add(block)
             return flat
-        index = faiss.index_factory(self._dim, factory, self._metric)
+        new = new_disk_index if kind == DISK else faiss.index_factory
+        index = new(self._dim, factory, self._metric)
         asked, training = self._held_out(training_rows(kind, self._count))
         queries, rows = self._read(asked, training)
         self._building("training", 0, 1)
@@ -274,12 +308,39 @@ class _Work:
         self._building("training", 1, 1)
         del rows
         truth = self._truth or _Truth(queries, asked, self._metric)
+        if kind == DISK:
+            with DiskBuilder(index, self._count, self._scratch) as disk:
+                self._fill(disk.add, truth)
+                return disk.finish()
+        self._fill(index.add, truth)
+        return index
+
+    def _fill(self, add: Callable[[Vectors], None], truth: _Truth) -> None:
         for block, start in self._each("adding"):
-            index.add(block)
+            add(block)
             if self._truth is None:
                 truth.see(block, start)
         self._truth = truth
+
+    def coded(self, learned: Learned) -> Any:
+        """Filled with the model's codes; nothing is trained."""
+        index = learned_index(learned.books)
+        done = 0
+        for codes in learned.codes():
+            add_codes(index, codes)
+            done += len(codes)
+            self._building("adding", done, self._count)
         return index
+
+    def compared(self, index: Any) -> Choice:
+        """An index of codes beside exact search among the vectors that they stand for."""
+        if self._count < _COMPARED:
+            return Choice(LEARNED, factory_of(index), {}, 0.0, 0, None, 0.0)
+        asked = self._held_out(0)[0]
+        self._truth = _Truth(self._read(asked)[0], asked, self._metric)
+        for block, start in self._each("comparing"):
+            self._truth.see(block, start)
+        return self.tuned(index, LEARNED, factory_of(index), 1.0)
 
     def timed(self, index: Any) -> Choice:
         """A flat one: it finds everything, and takes as long as it takes."""
@@ -293,11 +354,11 @@ class _Work:
         truth = self._truth
         assert truth is not None, "build() sees to it"
         settings: dict[str, int] = {}
-        if kind == "ivf":
+        if kind in ("ivf", DISK):
             lists = base_of(index).nlist
             probes = [1 << n for n in range(lists.bit_length()) if 1 << n < lists] + [lists]
             settings = self._least(index, {"k_factor": _K_FACTORS[-1]}, "nprobe", probes, recall)
-        if kind in ("pq", "ivf"):
+        if kind in ("pq", "ivf", DISK):
             settings = self._least(index, settings, "k_factor", _K_FACTORS, recall)
         if kind == "hnsw":
             settings = self._least(index, settings, "efSearch", _EF_SEARCH, recall)
@@ -330,7 +391,14 @@ class _Work:
         """Positions to look for, and to train from: two sets that share none."""
         queries = min(_QUERIES, self._count // 10)
         rows = min(rows, self._count - queries)
-        drawn = np.random.default_rng(0).permutation(self._count)[: queries + rows]
+        draw, wanted = np.random.default_rng(0), queries + rows
+        # To number everybody would take more than all the rest, were they a hundred million.
+        few = self._count <= _NUMBERED
+        drawn = (
+            draw.permutation(self._count)[:wanted]
+            if few
+            else draw.choice(self._count, wanted, replace=False)
+        )
         return np.sort(drawn[:queries]), np.sort(drawn[queries:])
 
     def _read(self, *wanted: Positions) -> list[Vectors]:

@@ -26,9 +26,11 @@ __all__ = [
     "training_rows",
 ]
 
-KINDS = ("flat", "pq", "ivf", "hnsw", "sq8", "tiny")
+KINDS = ("flat", "pq", "ivf", "ivf-disk", "hnsw", "sq8", "tiny", "learned")
 """flat: exact. pq: 4-bit codes scanned, the best looked at again in 16 or 8 bits. ivf: the same in
-lists, of which a few are scanned. hnsw: a graph. sq8: 8 bits a number. tiny: the 4-bit codes alone.
+lists, of which a few are scanned. ivf-disk: the same in 8-bit codes, never in memory
+(`embedkit.index.on_disk`). hnsw: a graph. sq8: 8 bits a number. tiny: the 4-bit codes alone.
+learned: the model's own codes alone (`embedkit.index.learned`).
 """
 
 # FAISS draws 256 rows for each of 16 centroids, so this is ample for everything but the lists.
@@ -48,6 +50,7 @@ def factories(kind: str, count: int, dim: int) -> list[str]:
         "flat": ["Flat"],
         "pq": [f"{codes},Refine(SQfp16)", f"{codes},Refine(SQ8)"],
         "ivf": [f"IVF{_lists(count)},{codes},Refine({sq})" for sq in ("SQfp16", "SQ8")],
+        "ivf-disk": [f"IVF{_lists(count)},PQ{_whole_parts(dim)}x8,Refine(SQfp16)"],
         "hnsw": ["HNSW32,SQfp16", "HNSW16,SQ8"],
         "sq8": ["SQ8"],
         "tiny": [codes],
@@ -57,7 +60,8 @@ def factories(kind: str, count: int, dim: int) -> list[str]:
 
 def training_rows(kind: str, count: int) -> int:
     """How many vectors a kind is trained from, of `count`."""
-    wanted = {"flat": 0, "ivf": max(64 * _lists(count), _TRAINING)}.get(kind, _TRAINING)
+    lists = max(64 * _lists(count), _TRAINING)
+    wanted = {"flat": 0, "ivf": lists, "ivf-disk": lists}.get(kind, _TRAINING)
     return min(count, wanted, MAX_TRAINING)
 
 
@@ -71,11 +75,14 @@ def bytes_per_vector(factory: str, count: int, dim: int) -> float:
             total += 2 * dim
         elif part == "SQ8":
             total += dim + 8 * dim / count
+        elif part.endswith("x8"):
+            total += int(part[2:-2]) + 4 * 256 * dim / count
         elif part.startswith("PQ"):
             total += _code_bytes(dim) + 64 * dim / count
         elif part.startswith("IVF"):
-            # Ids of 8 bytes, centres, and codes in blocks of 32, the last one half empty.
-            total += 8 + int(part[3:]) * (4 * dim + 16 * _code_bytes(dim)) / count
+            # Ids of 8 bytes, centres, and codes: alone, or in blocks of 32, the last half empty.
+            rest = 8 if "x8" in factory else 16 * _code_bytes(dim)
+            total += 8 + int(part[3:]) * (4 * dim + rest) / count
         elif part.startswith("HNSW"):
             links = int(part[4:])
             total += 4 * (2 * links + links / (links - 1)) + 12  # links, where they begin, levels
@@ -136,10 +143,14 @@ def factory_of(index: Any) -> str:
         return "Flat"
     if name == "IndexScalarQuantizer":
         return _scalar(index)
+    if name == "IndexPQ":
+        return _coded(index)
     if name == "IndexPQFastScan":
         return _scanned(index)
     if name == "IndexIVFPQFastScan":
         return _inverted(index)
+    if name == "IndexIVFPQ":
+        return _inverted_words(index)
     if name == "IndexHNSWSQ":
         _same(index, storage := faiss.downcast_index(index.storage))
         if type(storage).__name__ != "IndexScalarQuantizer":
@@ -151,7 +162,7 @@ def factory_of(index: Any) -> str:
         _same(index, base)
         _same(index, fine)
         kinds = (type(base).__name__, type(fine).__name__)
-        if kinds[0] not in ("IndexPQFastScan", "IndexIVFPQFastScan"):
+        if kinds[0] not in ("IndexPQFastScan", "IndexIVFPQFastScan", "IndexIVFPQ"):
             raise ValueError(f"{kinds[0]} looked at again")
         if kinds[1] != "IndexScalarQuantizer":
             raise ValueError(f"looked at again in {kinds[1]}")
@@ -200,6 +211,23 @@ def _codes(index: Any) -> str:
     return f"PQ{parts}x4fs"
 
 
+def _coded(index: Any) -> str:
+    """Codes that a model gave, in as many whole bytes as they take."""
+    pq = index.pq
+    parts, bits = pq.M, pq.nbits
+    if not 1 <= bits <= 8 or parts < 1 or (pq.d, parts * pq.dsub) != (index.d, index.d):
+        raise ValueError("codes of another form")
+    if pq.ksub != 1 << bits or pq.centroids.size() != pq.ksub * index.d:
+        raise ValueError("it holds another number of words than it says")
+    plain = index.search_type == index.ST_PQ and not index.encode_signs
+    if not plain or index.metric_type != faiss.METRIC_L2:
+        raise ValueError("codes that are compared in another way")
+    size = -(-parts * bits // 8)
+    if (index.code_size, pq.code_size) != (size, size) or index.codes.size() != size * index.ntotal:
+        raise ValueError("it holds another number of codes than it says")
+    return f"PQ{parts}x{bits}"
+
+
 def _scanned(index: Any) -> str:
     codes = _codes(index)
     rows = 32 * -(-index.ntotal // 32)
@@ -210,6 +238,28 @@ def _scanned(index: Any) -> str:
 
 def _inverted(index: Any) -> str:
     codes = _codes(index)
+    _check_lists(index)
+    return f"IVF{index.nlist},{codes}"
+
+
+def _inverted_words(index: Any) -> str:
+    """Lists of codes of a byte each, of what the centre leaves over."""
+    pq, lists = index.pq, faiss.downcast_InvertedLists(index.invlists)
+    parts = pq.M
+    sizes = (pq.nbits, pq.d, parts * pq.dsub, pq.centroids.size(), pq.code_size, index.code_size)
+    if sizes != (8, index.d, index.d, 256 * index.d, parts, parts) or not index.by_residual:
+        raise ValueError("codes of another form")
+    if type(lists).__name__ != "ArrayInvertedLists" or lists.code_size != parts:
+        raise ValueError("lists of another form")
+    no_map = faiss.DirectMap.NoMap  # type: ignore[attr-defined]
+    if index.direct_map.type != no_map or index.polysemous_ht:
+        raise ValueError("lists that are searched in another way")
+    _check_lists(index)
+    return f"IVF{index.nlist},PQ{parts}x8"
+
+
+def _check_lists(index: Any) -> None:
+    """See that every vector is in a list, and nothing else."""
     centres = faiss.downcast_index(index.quantizer)
     flat = type(centres).__name__ in ("IndexFlatIP", "IndexFlatL2", "IndexFlat")
     if not flat or centres.ntotal != index.nlist or centres.d != index.d:
@@ -228,7 +278,6 @@ def _inverted(index: Any) -> str:
             raise ValueError("its lists name vectors that are not there")
     if held != index.ntotal:
         raise ValueError("its lists hold another number of vectors than it says")
-    return f"IVF{index.nlist},{codes}"
 
 
 def _graph(index: Any) -> str:
@@ -258,6 +307,12 @@ def _graph(index: Any) -> str:
 def _parts(dim: int) -> int:
     """Into how many parts a vector is cut: about D/4, of short ones D/2, so that it comes out."""
     target = dim / 2 if dim <= 128 else dim / 4
+    return next(parts for parts in range(math.ceil(target), dim + 1) if dim % parts == 0)
+
+
+def _whole_parts(dim: int) -> int:
+    """The same for codes of 8 bits: half as many, of the same length together."""
+    target = dim / 4 if dim <= 128 else dim / 8
     return next(parts for parts in range(math.ceil(target), dim + 1) if dim % parts == 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +14,9 @@ from pathlib import Path
 from embedkit.atomic import sync_folder
 from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
 from embedkit.index.catalog import described, portable_path, resolve_path
+from embedkit.index.choose import Building, Wanted
+from embedkit.index.learned import check_kind
+from embedkit.index.several import check_type
 from embedkit.index.store import Choices, Item, Run, Store, store_path, writer_lock
 from embedkit.index.sync import (
     folder_label,
@@ -22,6 +25,7 @@ from embedkit.index.sync import (
     publish_store,
     remove_leftovers,
 )
+from embedkit.runtime.contract import ModelContract
 
 __all__ = ["Merged", "merge_indexes"]
 
@@ -49,27 +53,40 @@ class Merged:
     root: Path
 
 
-def merge_indexes(out: Path, indexes: Sequence[Path], *, dry_run: bool = False) -> Merged:
+def merge_indexes(
+    out: Path,
+    indexes: Sequence[Path],
+    *,
+    wanted: Wanted | None = None,
+    dry_run: bool = False,
+    building: Building | None = None,
+) -> Merged:
     """Make one index of several, which stay as they are.
 
     The shards' stores are put together, so the merged index can be synced, edited and verified like
     any other, and nothing is embedded. Shards of one folder keep it; otherwise the root is the
     folder that all of theirs share, and the labels stay what they were. Of a file that several
     shards have, a vector counts more than a failure, and then the shard named first, which also
-    says what kind of index it is to be.
+    says what kind of index it is to be, where `wanted` does not.
 
     Args:
         out: The new catalog; must not be there.
         indexes: At least one catalog with its store.
+        wanted: The type of index, recall and memory; ``Wanted("ivf-disk")`` for more pictures than
+            memory holds.
         dry_run: Count and write nothing.
+        building: Called as the stores are put together and the index is built.
 
     Raises:
-        UsageError: `out` is there already, or a shard is named twice.
+        UsageError: `out` is there already, a shard is named twice, the model's vectors cannot be
+            in an index of that type, or it does not fit the memory; nothing is left.
         MismatchError: Shards of different models; a shard without its store, or a damaged one.
         DataError: The shards hold no usable picture.
         EmbedKitError: Something cannot be written, or another process is writing one of them.
 
-    Cost: one pass over the stores. Memory: 4 N D bytes while the catalog is written, and the names.
+    Cost: one pass over the stores, which are copied; then as `build_index`. Memory: a block of one
+    shard and what the user said of it, then as `build_index`: of ivf-disk the rows it is trained
+    from, however many the shards are.
     """
     out = Path(os.path.realpath(out))
     shards = [Path(os.path.realpath(index)) for index in indexes]
@@ -84,6 +101,10 @@ def merge_indexes(out: Path, indexes: Sequence[Path], *, dry_run: bool = False) 
     for shard, run in zip(shards[1:], runs[1:], strict=True):
         if run.fingerprint != runs[0].fingerprint:
             raise _different(shards[0], runs[0], shard, run)
+    kind = wanted or Wanted()
+    contract = ModelContract.loads(runs[0].contract)
+    check_type(contract, kind)
+    check_kind(kind.type, contract)
     roots = [resolve_path(run.root, at.parent) for at, run in zip(shards, runs, strict=True)]
     root = roots[0] if len(set(roots)) == 1 else Path(os.path.commonpath(roots))
     with ExitStack() as open_:
@@ -91,17 +112,18 @@ def merge_indexes(out: Path, indexes: Sequence[Path], *, dry_run: bool = False) 
             open_.enter_context(writer_lock(out))
             remove_leftovers(out)
         _check_free(out)
-        stores = [open_.enter_context(Store(store_path(shard), read_only=True)) for shard in shards]
+        parts = list(zip(shards, roots, strict=True))
         if dry_run:
             with Store(None) as merged:
-                return _fill(merged, list(zip(stores, roots, strict=True)), root, keep=False)
+                return _fill(merged, parts, root, keep=False, building=building)
         # Under this name it counts as a leftover until it is whole.
         unfinished = out.with_name(f"{out.name}.tmp.{os.getpid()}.store")
         try:
             with Store(unfinished) as merged:
                 merged.set_run(_run(runs[0], shards[0].parent, root, out.parent))
-                merged.want(stores[0].wanted())
-                report = _fill(merged, list(zip(stores, roots, strict=True)), root, keep=True)
+                with Store(store_path(shards[0]), read_only=True) as first:
+                    merged.want(kind.over(Wanted.loads(first.wanted())).dumps())
+                report = _fill(merged, parts, root, keep=True, building=building)
             unfinished.replace(store_path(out))
             sync_folder(out.parent)
         except OSError as error:
@@ -109,19 +131,33 @@ def merge_indexes(out: Path, indexes: Sequence[Path], *, dry_run: bool = False) 
         finally:
             for end in ("", "-wal", "-shm"):
                 unfinished.with_name(unfinished.name + end).unlink(missing_ok=True)
-        with Store(store_path(out)) as merged:
-            publish_store(merged, out)
+        try:
+            with Store(store_path(out)) as merged:
+                publish_store(merged, out, building)
+        except UsageError:
+            # It cannot be of the kind that was asked for: that is to be asked otherwise, and not to
+            # be finished.
+            store_path(out).unlink()
+            raise
         return report
 
 
-def _fill(merged: Store, shards: list[tuple[Store, Path]], root: Path, *, keep: bool) -> Merged:
-    """Take in every shard; without `keep` only what has to be counted."""
+def _fill(
+    merged: Store,
+    shards: list[tuple[Path, Path]],
+    root: Path,
+    *,
+    keep: bool,
+    building: Building | None,
+) -> Merged:
+    """Take in every shard, one at a time; without `keep` only what has to be counted."""
     parts: list[int] = []
     duplicates = differing = 0
-    for store, own in shards:
+    for number, (shard, own) in enumerate(shards):
         parts.append(0)
-        items = (item._replace(path=_moved(item.path, own, root)) for item in store.items())
-        while block := list(islice(items, _BLOCK)):
+        if building:
+            building("merging", number, len(shards))
+        for block in _blocks(shard, own, root):
             parts[-1] += sum(item.vector is not None for item in block)
             new: list[Item] = []
             for item in block:
@@ -135,12 +171,23 @@ def _fill(merged: Store, shards: list[tuple[Store, Path]], root: Path, *, keep: 
             merged.give_labels(
                 {item.path: item.label for item in new if item.label != folder_label(item.path)}
             )
-    for store, own in shards:
-        _take_choices(merged, store.choices(), own, root)
+    if building:
+        building("merging", len(shards), len(shards))
+    for shard, own in shards:
+        with Store(store_path(shard), read_only=True) as store:
+            _take_choices(merged, store.choices(), own, root)
     count = merged.count_usable()
     if count == 0:
         raise DataError("there is no usable picture in these indexes")
     return Merged(parts, count, duplicates, differing, merged.count_failed(), root)
+
+
+def _blocks(shard: Path, own: Path, root: Path) -> Iterator[list[Item]]:
+    """What a shard remembers, under the names of the whole."""
+    with Store(store_path(shard), read_only=True) as store:
+        items = (item._replace(path=_moved(item.path, own, root)) for item in store.items())
+        while block := list(islice(items, _BLOCK)):
+            yield block
 
 
 def _take_choices(merged: Store, choices: Choices, own: Path, root: Path) -> None:

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from embedkit.errors import UsageError
+from embedkit.evaluate.reranking import check_reciprocal, expand_queries, k_reciprocal
 from embedkit.index.catalog import Catalog, Hit, Indices, Vectors
+from embedkit.index.several import needs_one_vector
 
 __all__ = ["Expansion", "Reciprocal", "Reranked", "expand_queries", "k_reciprocal"]
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Expansion:
                 facts=f"{catalog.path.name} compares by distance",
                 hint="--rerank kreciprocal",
             )
+        needs_one_vector("query expansion", catalog)
         better = np.empty_like(vectors)
         found = catalog.search(vectors, self.neighbours, among=among)
         for row, hits in enumerate(found):
@@ -111,7 +111,7 @@ class Reciprocal:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise UsageError(f"the depth of re-ranking must be at least 1, got {self.depth}")
-        _check(self.k1, self.k2, self.weight)
+        check_reciprocal(self.k1, self.k2, self.weight)
 
     def search(
         self, catalog: Catalog, vectors: Vectors, k: int, *, among: Indices | None = None
@@ -121,6 +121,7 @@ class Reciprocal:
         Cost: one search for n = max(depth, k), then for each query O(n^2 (D + k1)) and 4 matrices
         of n x n in float64.
         """
+        needs_one_vector("k-reciprocal re-ranking", catalog)
         lists = catalog.search(vectors, max(self.depth, k), among=among)
         return [
             self._ordered(catalog, query, hits)[:k]
@@ -135,119 +136,6 @@ class Reciprocal:
             Reranked(replace(hits[at], rank=rank), -float(distance[at]))
             for rank, at in enumerate(order, start=1)
         ]
-
-
-def expand_queries(
-    queries: npt.ArrayLike, neighbours: npt.ArrayLike, *, alpha: float = 3.0
-) -> Vectors:
-    """``q' = normalise(q + sum over neighbours x of max(q.x, 0)^alpha x)``.
-
-    Args:
-        queries: ``(Q, D)`` unit rows.
-        neighbours: ``(Q, K, D)`` unit rows, the nearest of each query; K may be 0.
-        alpha: From 0 up; 0 adds every neighbour whole.
-
-    Returns:
-        ``(Q, D)`` unit rows.
-
-    Cost: O(Q K D) in float64.
-    """
-    wide = np.asarray(queries, np.float64)
-    near = np.asarray(neighbours, np.float64)
-    weights = np.maximum(np.einsum("qd,qkd->qk", wide, near), 0) ** alpha
-    grown = wide + np.einsum("qk,qkd->qd", weights, near)
-    lengths = np.linalg.norm(grown, axis=1, keepdims=True)
-    unit: Vectors = (grown / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return unit
-
-
-def k_reciprocal(
-    queries: npt.ArrayLike,
-    gallery: npt.ArrayLike,
-    *,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
-) -> Doubles:
-    """The published routine: distances ``(Q, G)``, lower is nearer, from one pool of all rows.
-
-    On the pool of queries and gallery, n rows, d the squared Euclidean distance divided by the
-    largest of its row: N(i, k) are i and its k nearest others; R(i, k) those of them that have i in
-    theirs. R(i, k1) grows by every R(c, k1/2) of a member c that shares more than two thirds of it.
-    Row i is encoded by exp(-d) on that set, scaled to sum 1, and averaged over the `k2` nearest of
-    i with itself. The result is ``(1 - weight) Jaccard + weight d``.
-
-    It differs from the authors' code in two corners only: a row is always its own first neighbour
-    (also where it has exact duplicates), and equal distances stand in the order of the rows.
-
-    Args:
-        queries: ``(Q, D)``.
-        gallery: ``(G, D)``; both may be empty.
-        k1: At least 1; more than there are rows takes all.
-        k2: At least 1.
-        weight: 0 to 1.
-
-    Cost: n = Q + G: O(n^2 (D + log n) + n k1^2), memory 4 n^2 doubles: 1.3 GB for n = 6,400.
-    """
-    _check(k1, k2, weight)
-    ask, find = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
-    if not len(ask) or not len(find):
-        return np.zeros((len(ask), len(find)))
-    distance = _scaled_distances(np.concatenate([ask, find]))
-    own_first = distance.copy()
-    np.fill_diagonal(own_first, -1)
-    ranking = np.argsort(own_first, axis=1, kind="stable")
-    encoded = _encode(distance, ranking, k1)
-    if k2 > 1:
-        encoded = np.stack([encoded[near].mean(axis=0) for near in ranking[:, :k2]])
-    count = len(ask)
-    shared = np.zeros((count, len(find)))
-    for row in range(count):
-        used = np.flatnonzero(encoded[row])
-        shared[row] = np.minimum(encoded[row, used], encoded[count:, used]).sum(axis=1)
-    jaccard = 1 - shared / (2 - shared)
-    combined: Doubles = (1 - weight) * jaccard + weight * distance[:count, count:]
-    return combined
-
-
-def _check(k1: int, k2: int, weight: float) -> None:
-    if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
-        raise UsageError(
-            "k-reciprocal re-ranking takes k1 and k2 from 1 up and a lambda from 0 to 1",
-            facts=f"got k1 {k1}, k2 {k2}, lambda {weight}",
-        )
-
-
-def _scaled_distances(rows: Doubles) -> Doubles:
-    squares = (rows**2).sum(axis=1)
-    distance = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
-    np.fill_diagonal(distance, 0)
-    # A row whose pool is all the same picture: every distance is 0.
-    scaled: Doubles = distance / np.maximum(distance.max(axis=1, keepdims=True), 1e-30)
-    return scaled
-
-
-def _encode(distance: Doubles, ranking: Indices, k1: int) -> Doubles:
-    half = int(np.rint(k1 / 2))  # to even, as the authors' Python has it
-    mutual = [_mutual(ranking, row, k1) for row in range(len(ranking))]
-    near = [_mutual(ranking, row, half) for row in range(len(ranking))]
-    encoded = np.zeros_like(distance)
-    for row, members in enumerate(mutual):
-        grown = [members]
-        for member in members:
-            candidates = near[member]
-            if len(np.intersect1d(candidates, members)) > 2 / 3 * len(candidates):
-                grown.append(candidates)
-        chosen = np.unique(np.concatenate(grown))
-        weights = np.exp(-distance[row, chosen])
-        encoded[row, chosen] = weights / weights.sum()
-    return encoded
-
-
-def _mutual(ranking: Indices, row: int, k: int) -> Indices:
-    forward = ranking[row, : k + 1]
-    mutual: Indices = forward[(ranking[forward, : k + 1] == row).any(axis=1)]
-    return mutual
 
 
 def _own_scores(catalog: Catalog, query: Vectors, hits: Sequence[Hit]) -> list[float]:

@@ -119,7 +119,8 @@ class Item(NamedTuple):
         label: In bytes.
         error: Code of the `ImageError`; None where there is a vector.
         reason: Its reason.
-        vector: float32 bytes; None where there is an error.
+        vector: float32 bytes, and behind them the codes of a model that gives codes, a byte each;
+            None where there is an error.
     """
 
     path: bytes
@@ -479,20 +480,27 @@ class Store:
             # The file itself shrinks when the log is written back into it.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def rows(self, dim: int) -> Iterator[Row]:
+    def rows(self, dim: int, parts: int = 0) -> Iterator[Row]:
         """What is to be published, by id.
 
+        Args:
+            dim: Numbers of a vector.
+            parts: Codes of a picture; 0: the model gives none.
+
         Raises:
-            MismatchError: A vector has not `dim` numbers: the store is damaged.
+            MismatchError: A vector has not `dim` numbers, or not `parts` codes: the store is
+                damaged.
         """
         with self._explained():
             for number, path, label, vector in self._db.execute(
                 "SELECT id, path, label, vector FROM item WHERE vector IS NOT NULL ORDER BY id"
             ):
-                if len(vector) != 4 * dim:
-                    raise _damaged(self.file, f"a vector has {len(vector)} bytes, not {4 * dim}")
-                numbers: Vectors = np.frombuffer(vector, "<f4")
-                yield Row(number, path, label, numbers)
+                size = 4 * dim + parts
+                if len(vector) != size:
+                    raise _damaged(self.file, f"a vector has {len(vector)} bytes, not {size}")
+                numbers: Vectors = np.frombuffer(vector, "<f4", dim)
+                codes = np.frombuffer(vector, np.uint8, offset=4 * dim) if parts else None
+                yield Row(number, path, label, numbers, codes)
 
     def _prepare(self) -> None:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()

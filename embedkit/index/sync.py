@@ -35,6 +35,8 @@ from embedkit.index.catalog import (
 )
 from embedkit.index.choose import Building, Wanted
 from embedkit.index.file import is_faiss, manifest_digest
+from embedkit.index.learned import check_kind
+from embedkit.index.several import check_type
 from embedkit.index.store import (
     UNREADABLE,
     UNSETTLED,
@@ -61,6 +63,7 @@ __all__ = [
     "known_run",
     "name_of",
     "publish_store",
+    "remembered_dim",
     "remembered_model",
     "remove_leftovers",
     "sync_folder",
@@ -165,7 +168,8 @@ def sync_folder(
     Raises:
         DataError: No picture in the folder, or no usable one; the catalog that was there stands.
         MismatchError: The index was made by another model, or its store is damaged.
-        UsageError: The index belongs to another folder that is still there.
+        UsageError: The index belongs to another folder that is still there, or is to be of a type
+            that cannot hold the model's vectors.
         EmbedKitError: Something cannot be written, or another process is writing this index.
         Interrupted: Ctrl-C; what was embedded is kept.
     """
@@ -174,6 +178,8 @@ def sync_folder(
     if batch < 1:
         raise UsageError(f"batch must be at least 1, got {batch}")
     _check_target(index)
+    check_type(embedder.contract, wanted or Wanted())
+    check_kind(wanted.type if wanted else None, embedder.contract)
     share = shard or Shard()
     if not any(share.has(name_of(file, root)) for file in find_images(root)):
         raise DataError(
@@ -205,8 +211,11 @@ def sync_folder(
                     store.forget_failures()
                 if labels:
                     store.give_labels(labels)
+                said = (wanted or Wanted()).over(Wanted.loads(store.wanted()))
+                check_type(embedder.contract, said)
+                check_kind(said.type, embedder.contract)
                 if wanted:
-                    store.want(wanted.over(Wanted.loads(store.wanted())).dumps())
+                    store.want(said.dumps())
                 sync.run(store, model)
                 return sync.report(started, published=sync.publish(store, building))
     except KeyboardInterrupt as error:
@@ -316,11 +325,12 @@ def known_run(index: Path) -> Run:
 class _Rows:
     """What is to be published, from the store anew each time it is gone through."""
 
-    def __init__(self, store: Store, dim: int) -> None:
-        self._store, self._dim = store, dim
+    def __init__(self, store: Store, contract: ModelContract) -> None:
+        self._store, self._dim = store, contract.embedding_dim
+        self._parts = contract.codebooks.parts if contract.codebooks else 0
 
     def __iter__(self) -> Iterator[Row]:
-        return self._store.rows(self._dim)
+        return self._store.rows(self._dim, self._parts)
 
 
 def publish_store(store: Store, index: Path, building: Building | None = None) -> bool:
@@ -341,7 +351,7 @@ def publish_store(store: Store, index: Path, building: Building | None = None) -
     contract = ModelContract.loads(run.contract)
     write_catalog(
         index,
-        _Rows(store, contract.embedding_dim),
+        _Rows(store, contract),
         contract=contract,
         root=resolve_path(run.root, index.parent),
         model=resolve_path(run.model, index.parent) if run.model else None,
@@ -369,6 +379,23 @@ def remembered_model(index: Path) -> Path | None:
             return model_file(was, index.parent, run.fingerprint)
         return Catalog.open(index, mmap=True).find_model() if index.exists() else None
     except MismatchError:
+        return None
+
+
+def remembered_dim(index: Path) -> int | None:
+    """The width of the vectors of an index, begun or finished; None where there is none yet.
+
+    None also where it is damaged: `sync_folder` tells that.
+    """
+    index = Path(os.path.realpath(index))
+    file = store_path(index)
+    try:
+        if file.exists():
+            with Store(file, read_only=True) as store:
+                run = store.run()
+            return None if run is None else int(json.loads(run.contract)["embedding_dim"])
+        return Catalog.open(index, mmap=True).dim if index.exists() else None
+    except (MismatchError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -629,10 +656,10 @@ class _Sync:
                 known, copy = new[file.hash], True
             elif known is None and queue and queue[0] is file:
                 queue.popleft()
-                known = _judged(next(results), self._path(file.seen.path))
+                known = self._judged(next(results), file)
             elif known is None:
                 # A copy of a picture that was changed under way: it has to be looked at by itself.
-                known = _judged(next(self._embed([file])), self._path(file.seen.path))
+                known = self._judged(next(self._embed([file])), file)
             # Written to while it was read, it may have given neither the old picture nor the new
             # one.
             steady = _stamp(self._path(file.seen.path)) == (file.seen.size, file.seen.mtime_ns)
@@ -641,6 +668,9 @@ class _Sync:
             self._remember(file, known, copy=copy, steady=steady)
             if len(self._waiting) >= self._batch:
                 self._commit(store)
+
+    def _judged(self, result: Embedded, file: _Found) -> Content:
+        return _judged(result, self._path(file.seen.path), self._embedder.contract)
 
     def _embed(self, files: Iterable[_Found]) -> Generator[Embedded, None, None]:
         paths = [self._path(file.seen.path) for file in files]
@@ -702,14 +732,21 @@ def _first_of_each(chunk: list[_Found]) -> Iterator[_Found]:
         yield file
 
 
-def _judged(result: Embedded, path: Path) -> Content:
+def _judged(result: Embedded, path: Path, contract: ModelContract) -> Content:
     assert result.path == path, f"asked for {path}, got {result.path}"
     if result.error is not None:
         return Content(None, result.error.code, result.error.reason)
     vector = np.asarray(result.vector, dtype="<f4")
     if not np.isfinite(vector).all():
         return Content(None, "unsupported", "the model gives no finite vector for it")
-    return Content(vector.tobytes(), None, None)
+    if contract.codebooks is None:
+        return Content(vector.tobytes(), None, None)
+    if result.codes is None:
+        raise MismatchError(
+            f"what runs {contract.name!r} gives vectors alone, and an index keeps its codes too",
+            hint="fill the index with the .onnx file, and leave --backend out",
+        )
+    return Content(vector.tobytes() + result.codes.tobytes(), None, None)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

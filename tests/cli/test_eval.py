@@ -21,7 +21,7 @@ from tests.tiny_model import tiny_vectors, write_tiny_model
 
 KEYS = {
     *("schema", "model", "data", "metric", "images", "classes", "metrics", "intervals"),
-    *("open_set", "clustering", "worst_classes", "skipped", "compared", "per_query"),
+    *("open_set", "clustering", "worst_classes", "skipped", "compared", "per_query", "reranked"),
 }
 
 
@@ -65,7 +65,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "one"
     recipe = Recipe.from_json(
         Recipe().to_json()
-        | {"backbone": "mobilenet_v3_small", "weights": "none", "image_size": 32, "dim": 8}
+        | {"backbone": "squeezenet1_1", "weights": "none", "image_size": 32, "dim": 8}
         | {"classes_per_batch": 3, "images_per_class": 2, "steps": 1, "epochs": None}
         | {"val_share": 0.3, "freeze": 6}
     )
@@ -146,7 +146,7 @@ def test_a_run_is_measured_on_what_it_held_out_like_its_own_file(
     assert ran["metrics"]["map@r"] == pytest.approx(record["best"]["val"]["map@r"])
     assert [one["model"]["kind"] for one in documents] == ["checkpoint", "checkpoint", "onnx"]
     assert {**checkpoint, "model": 0} == {**ran, "model": 0}
-    # So little trained, the vectors lie close together and their order is a matter of rounding.
+    # One step does not separate much: the order of near vectors is a matter of rounding.
     np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-4)
     for name in ("data", "images", "classes"):
         assert exported[name] == ran[name]
@@ -343,6 +343,29 @@ def test_l2_is_asked_for_by_name(place: Path, run: Any) -> None:
     figures = retrieval_metrics(vectors, photos.labels, metric="l2")
     assert document["metric"] == "l2"
     assert document["metrics"]["map@r"] == pytest.approx(figures.map_at_r)
+
+
+def test_re_ranking_stands_beside_the_plain_figures(place: Path, run: Any) -> None:
+    photos = read_photos(place / "photos")
+    vectors, _ = expected(place, photos)
+    np.save("v.npy", vectors)
+    plain = run("eval", "v.npy", "photos", "--json").json()
+    for how, wanted in (
+        ("aqe:k=2", {"k": 2, "alpha": 3.0}),
+        ("kreciprocal:depth=9,k1=4", {"depth": 9, "k1": 4, "k2": 6, "lambda": 0.3}),
+    ):
+        both = run("eval", "v.npy", "photos", "--rerank", how, "--json").json()
+        again = both.pop("reranked")
+        assert {**both, "reranked": None} == plain
+        assert (again["method"], again["settings"]) == (how.partition(":")[0], wanted)
+        gained = again["metrics"]["map@r"] - plain["metrics"]["map@r"]
+        assert again["differences"]["map@r"]["difference"] == pytest.approx(gained)
+        assert (
+            f"re-ranked by {again['method']}" in run("eval", "v.npy", "photos", "--rerank", how).out
+        )
+    assert run("eval", "v.npy", "photos", "--rerank", "qe").code == 2
+    done = run("eval", "v.npy", "photos", "--rerank", "aqe", "--metric", "l2")
+    assert (done.code, "cosine" in done.err) == (2, True)
 
 
 def test_data_prepare_offline_names_the_address_and_the_place(place: Path, run: Any) -> None:

@@ -159,7 +159,8 @@ def test_shards_are_merged_and_the_counts_add_up(place: Path, run: Any) -> None:
     )
     assert not (place / "all.faiss").exists()
     done = document(run("index", "merge", "all.faiss", "class0.faiss", "class1.faiss", "--json"))
-    assert {**looked, "dry_run": False} == done
+    assert done["kind"]["kind"] == "flat"
+    assert {**looked, "dry_run": False, "kind": done["kind"]} == done
     assert sum(done["parts"].values()) == done["count"] + done["duplicates"] == 6
     assert done["root"] == str(place / "catalog")
     assert run("index", "verify", "all.faiss", "-q")[0] == 0

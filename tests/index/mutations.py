@@ -26,7 +26,7 @@ from embedkit.index import Catalog, Row, Wanted, write_catalog
 from embedkit.index import choose as choosing
 from tests.index.fakes import contract
 
-KINDS = ("flat", "pq", "ivf", "hnsw", "tiny", "sq8")
+KINDS = ("flat", "pq", "ivf", "ivf-disk", "hnsw", "tiny", "sq8")
 _HEAD = 400  # bytes in which a payload says what follows
 
 

@@ -22,11 +22,12 @@ from embedkit.index.kinds import (
     factory_of,
     search_parameters,
 )
+from embedkit.index.on_disk import DISK, new_disk_index
 from tests.index.fakes import contract
 
 Matrix = npt.NDArray[np.float32]
 
-TRAINED = ("pq", "ivf", "hnsw", "tiny")
+TRAINED = ("pq", "ivf", "ivf-disk", "hnsw", "tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +210,8 @@ def test_more_recall_takes_more_effort() -> None:
 def test_what_an_index_takes_is_known_before_it_is_built(kind: str, dim: int) -> None:
     vectors = random(1600, dim)
     for factory in factories(kind, len(vectors), dim):
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        new = new_disk_index if kind == DISK else faiss.index_factory
+        index = new(dim, factory, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
         index.add(vectors)
         length = len(faiss.serialize_index(index))
@@ -226,10 +228,19 @@ def test_memory_is_a_limit(tmp_path: Path) -> None:
         assert choice is not None
         taken.append((choice.kind, choice.factory))
         names = sum(len(b"a/%d.jpg" % n) + 25 for n in range(3000))
-        assert choice.bytes_per_vector * 3000 + names <= (memory or 1 << 40)
+        if choice.kind != DISK:
+            assert choice.bytes_per_vector * 3000 + names <= (memory or 1 << 40)
     assert taken[0] == ("flat", "Flat")
     assert taken[2] == ("pq", "PQ32x4fs,Refine(SQfp16)")
-    assert taken[-1][0] == "tiny"
+    assert taken[-1][0] == "ivf-disk"
+
+
+def test_what_no_memory_is_enough_for_stays_on_the_disk(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.faiss", clustered(3000, 64), Wanted(memory=150_000))
+    choice = Catalog.open(path).choice
+    assert choice is not None
+    assert (choice.kind, choice.recall >= 0.99) == ("ivf-disk", True)
+    assert [one.split()[0] for one in choice.tried] == ["flat", "pq", "sq8", "tiny"]
 
 
 def test_what_cannot_fit_is_refused_with_what_would(tmp_path: Path) -> None:
