@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_COMMON, _MODEL, _OPTIMISATION = "Common", "Model", "Optimisation"
+_COMMON, _MODEL = "Common", "Model"
+_BATCHES, _OPTIMISATION = "Batches and steps", "Optimisation"
 _DATA, _OUTPUT = "Data", "Output"
 _HELP = "Wrong labels, and a teacher"
 
@@ -116,12 +117,12 @@ def train(
             help="Keep BatchNorm's statistics (frozen if pretrained).",
         ),
     ] = None,
-    # --- Optimisation
+    # --- Batches and steps
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="CxK",
-            rich_help_panel=_OPTIMISATION,
+            rich_help_panel=_BATCHES,
             help="Classes x images of each (16x4).",
         ),
     ] = None,
@@ -129,7 +130,7 @@ def train(
         str | None,
         typer.Option(
             metavar="HOW",
-            rich_help_panel=_OPTIMISATION,
+            rich_help_panel=_BATCHES,
             help="pk, varied or hard-classes (pk).",
         ),
     ] = None,
@@ -137,26 +138,23 @@ def train(
         int | None,
         typer.Option(
             metavar="N",
-            rich_help_panel=_OPTIMISATION,
+            rich_help_panel=_BATCHES,
             help="Compare with N earlier images too (0).",
         ),
     ] = None,
     chunk: Annotated[
         int | None,
-        typer.Option(
-            rich_help_panel=_OPTIMISATION, help="Images in memory at once (the whole batch)."
-        ),
+        typer.Option(rich_help_panel=_BATCHES, help="Images in memory at once (the whole batch)."),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(rich_help_panel=_OPTIMISATION, help="Length in steps instead of epochs."),
+        typer.Option(rich_help_panel=_BATCHES, help="Length in steps instead of epochs."),
     ] = None,
     epoch_steps: Annotated[
         int | None,
-        typer.Option(
-            rich_help_panel=_OPTIMISATION, help="Steps of an epoch (all images, at least 20)."
-        ),
+        typer.Option(rich_help_panel=_BATCHES, help="Steps of an epoch (all images, at least 20)."),
     ] = None,
+    # --- Optimisation
     learning_rate: Annotated[
         float | None,
         typer.Option(

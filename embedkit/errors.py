@@ -5,6 +5,7 @@
     |  `- UnknownNameError            2  no such loss, backbone, ... (names the nearest real one)
     |- DataError                      2  unusable data
     |  `- ImageError                  2  one file that is no usable picture (`code` says why)
+    |- NotFiniteError                 1  the numbers of a training ran away
     |- GateError                      4  a quality gate failed
     |- MismatchError                  5  artefacts do not belong together, or a file is damaged
     |- MissingError                   6  an asked-for device, provider or package is not there
@@ -29,6 +30,7 @@ __all__ = [
     "MismatchError",
     "MissingError",
     "MissingExtraError",
+    "NotFiniteError",
     "UnknownNameError",
     "UsageError",
 ]
@@ -100,6 +102,10 @@ class ImageError(DataError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return type(self), (self.code, self.reason)
+
+
+class NotFiniteError(EmbedKitError):
+    """The numbers of a training ran away, as they do at a learning rate that is too high."""
 
 
 class GateError(EmbedKitError):

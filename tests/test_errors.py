@@ -13,6 +13,7 @@ CODES = {
     "UnknownNameError": 2,
     "DataError": 2,
     "ImageError": 2,
+    "NotFiniteError": 1,
     "GateError": 4,
     "MismatchError": 5,
     "MissingError": 6,

@@ -45,17 +45,17 @@ def test_pip_is_told_the_same_floors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "module", "name"),
+    ("package", "first", "name"),
     [
-        ("faiss", "embedkit.index", "faiss"),
-        ("onnxruntime", "embedkit.runtime.backends.onnxruntime", "onnxruntime"),
-        ("PIL", "embedkit.imaging", "Pillow"),
+        ("faiss", "from embedkit.index import Catalog", "faiss"),
+        ("onnxruntime", "import embedkit.runtime.backends.onnxruntime", "onnxruntime"),
+        ("PIL", "import embedkit.imaging", "Pillow"),
     ],
 )
 def test_an_old_package_is_met_where_it_is_first_loaded(
-    package: str, module: str, name: str
+    package: str, first: str, name: str
 ) -> None:
     # Pillow compares its own version while its parts are loaded.
-    code = f"import {package}, PIL.Image; {package}.__version__ = '0.9.1'; import {module}"
+    code = f"import {package}, PIL.Image; {package}.__version__ = '0.9.1'; {first}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"the installed {name} 0.9.1 is too old" in done.stderr

@@ -19,7 +19,7 @@ from embedkit.atomic import published
 from embedkit.compare.files import read_json, write_json
 from embedkit.compare.held_out import HeldOut
 from embedkit.data import PhotoSet
-from embedkit.errors import EmbedKitError, MismatchError
+from embedkit.errors import MismatchError, NotFiniteError
 from embedkit.train import Recipe, Reporter, Run, train
 
 __all__ = ["VECTORS", "Cell", "train_cell"]
@@ -78,9 +78,7 @@ def train_cell(
         return _read(known, record)
     try:
         run = _train(recipe, photos, run_dir, device, workers, cache, reporter)
-    except EmbedKitError as error:
-        if not _has_diverged(error):
-            raise
+    except NotFiniteError as error:
         cell = Cell(0.0, 0, 0.0, error.what, {})
     else:
         if test is not None:
@@ -123,14 +121,6 @@ def _train(
         workers=workers,
         cache=cache,
     )
-
-
-def _has_diverged(error: EmbedKitError) -> bool:
-    """Whether the numbers ran away, as they do at a learning rate that is too high.
-
-    An error with a cause is another thing, as a full disk.
-    """
-    return type(error) is EmbedKitError and error.__cause__ is None and "finite" in error.what
 
 
 def _read(known: dict[str, Any], record: Path) -> Cell:

@@ -129,15 +129,14 @@ def merge_indexes(
         except OSError as error:
             raise EmbedKitError(f"{store_path(out)} cannot be written", facts=str(error)) from error
         finally:
-            for end in ("", "-wal", "-shm"):
-                unfinished.with_name(unfinished.name + end).unlink(missing_ok=True)
+            _remove(unfinished)
         try:
             with Store(store_path(out)) as merged:
                 publish_store(merged, out, building)
         except UsageError:
             # It cannot be of the kind that was asked for: that is to be asked otherwise, and not to
             # be finished.
-            store_path(out).unlink()
+            _remove(store_path(out))
             raise
         return report
 
@@ -214,6 +213,12 @@ def _run(run: Run, was: Path, root: Path, here: Path) -> Run:
     """The first shard's run, as a file in `here` remembers it."""
     model = portable_path(resolve_path(run.model, was), here) if run.model else None
     return replace(run, root=portable_path(root, here), model=model, published="")
+
+
+def _remove(store: Path) -> None:
+    """A store, and what SQLite may have left beside it."""
+    for end in ("", "-wal", "-shm"):
+        store.with_name(store.name + end).unlink(missing_ok=True)
 
 
 def _check_free(out: Path) -> None:

@@ -28,7 +28,12 @@ from torch import Tensor, nn
 from embedkit import methods
 from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
-from embedkit.errors import EmbedKitError, Interrupted, MismatchError, UsageError
+from embedkit.errors import (
+    Interrupted,
+    MismatchError,
+    NotFiniteError,
+    UsageError,
+)
 from embedkit.evaluate import split_rows
 from embedkit.imaging import Pixels
 from embedkit.losses import CrossBatchMemory
@@ -112,7 +117,7 @@ def train(
         MissingError: The device, the weights or the package tensorboard are not there.
         MismatchError: The checkpoint is damaged, foreign, of other photos or of another teacher.
         Interrupted: Ctrl-C or SIGTERM, after saving.
-        EmbedKitError: The numbers are no longer finite; the last good checkpoint is kept.
+        NotFiniteError: The numbers ran away; the last good checkpoint is kept.
 
     torch's global generator and its determinism flag are as before when this returns.
     """
@@ -194,10 +199,6 @@ class _Progress:
     sums: dict[str, float] = field(default_factory=dict)
     warned: bool = False
     rate_test: dict[str, Any] | None = None
-
-
-class _NotFiniteError(EmbedKitError):
-    """The loss or the embeddings are no numbers any more."""
 
 
 class _StopRequested(Exception):
@@ -387,7 +388,7 @@ class _Training:
         """One update at this share of the full learning rates; the loss before it, and more.
 
         Raises:
-            _NotFiniteError: Nothing was updated.
+            NotFiniteError: Nothing was updated.
         """
         recipe = self.recipe
         for group in self.optimizer.param_groups:
@@ -432,9 +433,9 @@ class _Training:
         amp = self.plan.amp
         return torch.autocast(self.plan.device.type, amp, enabled=amp is not None)
 
-    def _not_finite(self, value: float) -> _NotFiniteError:
+    def _not_finite(self, value: float) -> NotFiniteError:
         lower = self.recipe.backbone_learning_rate * self._found_factor() / 10
-        return _NotFiniteError(
+        return NotFiniteError(
             f"the network's output is no longer finite at epoch {self.progress.epoch + 1}, "
             f"step {self.progress.step + 1}",
             facts=f"the loss is {value}; the checkpoints of the last finished epoch are kept in "
@@ -482,7 +483,7 @@ class _Training:
                 batch = self._batch(batches[number], next(pictures))
                 try:
                     loss = self._learn(dataclasses.replace(batch, step=number), factor)["loss"]
-                except _NotFiniteError:
+                except NotFiniteError:
                     return math.nan
                 advance(1, 0)
                 self._leave_if_asked()

@@ -93,7 +93,7 @@ def method_gradients(
     name: str, photos: PhotoSet, *, chunk: int | None = None, world: World = ALONE
 ) -> Gradients:
     """Of the first step of a training by a method."""
-    recipe = tiny_recipe(loss=name, dim=12, freeze=0)
+    recipe = tiny_recipe(loss=name, dim=24, freeze=0)
     plan = make_plan(recipe, photos, device=torch.device("cpu"))
     method, setting = methods.create(name), plan.setting()
     torch.manual_seed(0)

@@ -80,7 +80,7 @@ def test_every_method_has_it_or_is_refused(pair: _Pair) -> None:
     assert apart.keys() == set(method_names())
     sentence = "training in several processes needs frozen BatchNorm"
     refused = {name for name, far in apart.items() if far == sentence}
-    assert {n: far for n, far in apart.items() if n not in refused and far > 2e-6} == {}
+    assert {n: far for n, far in apart.items() if n not in refused and far > 1e-5} == {}  # float32
     assert len(refused) < len(apart) / 2
 
 

@@ -44,7 +44,7 @@ def test_every_method_has_it_too_or_is_refused(name: str, photos: PhotoSet) -> N
         if error.what != "--chunk needs frozen BatchNorm":
             raise
         return
-    assert farthest(method_gradients(name, photos), chunked) < 2e-6  # in float32
+    assert farthest(method_gradients(name, photos), chunked) < 1e-5  # in float32
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 7])
