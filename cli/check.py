@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+
 _OUTPUT, _WORK = "Output", "Work"
 _NAMED = 5
 _COLOURS = {
@@ -37,6 +39,11 @@ _PAIRS: dict[str, Callable[[TwinPair], bool]] = {
     "copies": lambda pair: pair.exact,
     "near-duplicates": lambda pair: not pair.exact,
 }
+
+
+class NoiseKind(StrEnum):
+    symmetric = "symmetric"
+    asymmetric = "asymmetric"
 
 
 def check(
@@ -69,6 +76,14 @@ def check(
             "(-o), for experiments.",
         ),
     ] = None,
+    noise_kind: Annotated[
+        NoiseKind,
+        typer.Option(
+            metavar="KIND",
+            help="symmetric: to any other class; asymmetric: each class to one other, the next by "
+            "name in its category.",
+        ),
+    ] = NoiseKind.symmetric,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     output: Annotated[
         Path | None,
@@ -119,8 +134,14 @@ def check(
             "--inject-noise and -o go together", hint="--inject-noise 0.2 -o noisy.csv"
         )
     if inject_noise is not None and output is not None:
-        _inject(data, inject_noise, seed, output, Display(as_json=as_json, quiet=quiet))
+        display = Display(as_json=as_json, quiet=quiet)
+        _inject(data, inject_noise, noise_kind, seed, output, display)
         return
+    if noise_kind != NoiseKind.symmetric:
+        raise UsageError(
+            "--noise-kind is of --inject-noise",
+            hint="--inject-noise 0.2 --noise-kind asymmetric -o noisy.csv",
+        )
 
     from embedkit.data import check_photos, gather_facts, read_photos, resolve_source
     from embedkit.data.doctor import NEAR_BITS
@@ -149,7 +170,9 @@ def check(
         raise typer.Exit(3)
 
 
-def _inject(data: Path | None, rate: float, seed: int, output: Path, display: Display) -> None:
+def _inject(
+    data: Path | None, rate: float, kind: NoiseKind, seed: int, output: Path, display: Display
+) -> None:
     """Write the CSV with wrong labels; no photo is opened."""
     from embedkit.data import inject_noise, read_photos, resolve_source, write_noisy
 
@@ -158,7 +181,7 @@ def _inject(data: Path | None, rate: float, seed: int, output: Path, display: Di
     path = output if output.suffix.lower() == ".csv" else output / "noisy.csv"
     if path.exists() and source.exists() and path.samefile(source):
         raise UsageError(f"{path} is the data itself", hint="-o with another name")
-    noisy, flipped = inject_noise(photos, rate=rate, seed=seed)
+    noisy, flipped = inject_noise(photos, rate=rate, kind=kind, seed=seed)
     write_noisy(path, noisy, photos.labels)
     count = noisy.split.count("train")
     display.answer(
@@ -172,6 +195,7 @@ def _inject(data: Path | None, rate: float, seed: int, output: Path, display: Di
             "csv": str(path),
             "flipped": [str(noisy.paths[row]) for row in flipped],
             "train": count,
+            "kind": kind.value,
             "seed": seed,
         },
     )
@@ -213,7 +237,7 @@ def _complexity(
         return None
     files, labels, vectors = photos.files(), [], []
     with (
-        Embedder.load(model, device=device) as embedder,
+        Embedder.load(model, device=device, threads=1) as embedder,
         display.progress("embedding", len(rows)) as advance,
     ):
         embedded = embedder.embed_files(files[row] for row in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,24 +19,35 @@ from embedkit.errors import DataError, UsageError
 
 __all__ = ["inject_noise", "write_noisy"]
 
+_KINDS = ("symmetric", "asymmetric")
+
 
 def inject_noise(
-    photos: PhotoSet, *, rate: float, seed: int = 0
+    photos: PhotoSet, *, rate: float, kind: str = "symmetric", seed: int = 0
 ) -> tuple[PhotoSet, npt.NDArray[np.int64]]:
     """The photos with some labels of the training split flipped, and the places of those.
 
-    A flipped label is any other training class, all with the same chance. What is measured must be
-    clean: photos marked ``val`` or ``test`` keep their labels, and where no ``val`` is, whole
-    classes are held out for it first, by the same seed. `rate` of the others, rounded, is flipped.
+    What is measured must be clean: photos marked ``val`` or ``test`` keep their labels, and where
+    no ``val`` is, whole classes are held out for it first, by the same seed. `rate` of the others,
+    rounded, is flipped; which ones is the same for both kinds.
 
     Args:
-        rate: Above 0 and at most 1.
+        rate: Above 0 and at most 1. From 0.5 on, asymmetric, most photos of a name may be wrong.
+        kind: ``"symmetric"``: to any other training class, all with the same chance.
+            ``"asymmetric"``: every class to one other, that which it could be mistaken for: the
+            next by name in its category, round and round, as is usual for CIFAR-100; without
+            categories, or alone in one, the next of all.
         seed: 0 or more.
 
     Raises:
-        UsageError: A rate out of range.
+        UsageError: A rate out of range, or no such kind.
         DataError: No labels, or too few classes.
     """
+    if kind not in _KINDS:
+        raise UsageError(
+            f"wrong labels are {' or '.join(_KINDS)}, not {kind!r}",
+            hint="--noise-kind asymmetric",
+        )
     if not (0 < rate <= 1 and math.isfinite(rate)):
         raise UsageError(
             f"the share of wrong labels must lie above 0 and up to 1, got {rate:g}",
@@ -56,10 +68,37 @@ def inject_noise(
     rng = np.random.default_rng([seed, 1])
     flipped = np.sort(rng.permutation(rows)[: round(rate * len(rows))])
     labels = list(photos.labels)
+    similar = _next_classes(photos, rows)
     for row in flipped.tolist():
-        further = int(rng.integers(1, len(classes)))
-        labels[row] = classes[(place[labels[row]] + further) % len(classes)]
+        if kind == "asymmetric":
+            labels[row] = similar[labels[row]]
+        else:
+            further = int(rng.integers(1, len(classes)))
+            labels[row] = classes[(place[labels[row]] + further) % len(classes)]
     return dataclasses.replace(photos, labels=tuple(labels), split=split), flipped
+
+
+def _next_classes(photos: PhotoSet, rows: Sequence[int]) -> dict[str, str]:
+    """Of each class of these rows the next by name in its category, or of all; two or more."""
+    categories: dict[str, Counter[str]] = {}
+    for row in rows:
+        name = "" if photos.category is None else photos.category[row]
+        categories.setdefault(photos.labels[row], Counter())[name] += 1
+    # A class of several categories counts to the one that most of its photos are of.
+    members: dict[str, list[str]] = {}
+    for label in sorted(categories):
+        (main, _), *_ = categories[label].most_common(1)
+        members.setdefault(main, []).append(label)
+    everyone = [label for main in sorted(members) for label in members[main]]
+    following = _rounds(everyone)
+    for group in members.values():
+        if len(group) > 1:
+            following |= _rounds(group)
+    return following
+
+
+def _rounds(names: Sequence[str]) -> dict[str, str]:
+    return dict(zip(names, [*names[1:], *names[:1]], strict=True))
 
 
 def write_noisy(path: Path, noisy: PhotoSet, true_labels: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,19 @@ def test_wrong_labels_are_written_on_purpose_and_said(place: Path, run: Any) -> 
     assert len(document["flipped"]) == round(0.25 * document["train"])
     said = run("check", "--inject-noise", "0.25", "-o", "again.csv", "--seed", "2")
     assert said.out.startswith("10 of 40 training labels are wrong now, in again.csv; 8 photos")
-    for arguments in (["--inject-noise", "0.2"], ["-o", "x"], ["--inject-noise", "2", "-o", "x"]):
+    paired = ["--inject-noise", "0.25", "--noise-kind", "asymmetric", "-o", "paired.csv"]
+    assert run("check", *paired, "--json", "--seed", "2").json()["kind"] == "asymmetric"
+    with (place / "paired.csv").open(newline="") as file:
+        wrong = [row for row in csv.DictReader(file) if row["flipped"] == "1"]
+    assert len(wrong) == 10
+    told = {row["true_label"]: row["label"] for row in wrong}
+    assert all(told[row["true_label"]] == row["label"] for row in wrong)
+    for arguments in (
+        ["--inject-noise", "0.2"],
+        ["-o", "x"],
+        ["--inject-noise", "2", "-o", "x"],
+        ["--noise-kind", "asymmetric"],
+    ):
         assert run("check", *arguments).code == 2
     done = run("check", "again.csv", "--inject-noise", "0.2", "-o", "again.csv")
     assert done.code == 2

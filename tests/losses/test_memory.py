@@ -52,6 +52,12 @@ def multi_similarity(ranked: Ranked) -> Tensor:
     return zero(terms) / len(ranked)
 
 
+def binomial_deviance(ranked: Ranked) -> Tensor:
+    pull = [(1 + (-2 * (0.5 - d**2 / 2)).exp()).log() for near, _ in ranked for d in near]
+    push = [(1 + (70 * (0.5 - d**2 / 2)).exp()).log() for _, far in ranked for d in far]
+    return zero(pull) / max(len(pull), 1) + zero(push) / max(len(push), 1)
+
+
 def ranked_list(ranked: Ranked, *, alpha: float = 1.2, gap: float = 0.4) -> Tensor:
     terms = []
     for near, far in ranked:
@@ -96,6 +102,7 @@ def fastap(ranked: Ranked) -> Tensor:
 
 
 LOOPS: dict[str, tuple[Callable[[Ranked], Tensor], dict[str, str]]] = {
+    "binomial-deviance": (binomial_deviance, {}),
     "contrastive": (contrastive, {}),
     "fastap": (fastap, {}),
     "margin": (margin, {"mining": "all"}),
