@@ -549,7 +549,8 @@ def catalogs(place: Path, rng: random.Random, clock: Clock, count: int) -> Outco
 
     asked = np.stack([row.vector for row in _rows(5, 16, 99)])
     originals = []
-    for kind, rows in (("flat", 60), ("pq", 1500), ("ivf", 3000), ("hnsw", 600), ("tiny", 1500)):
+    kinds = {"flat": 60, "pq": 1500, "ivf": 3000, "ivf-disk": 1500, "hnsw": 600, "tiny": 1500}
+    for kind, rows in kinds.items():
         index = place / f"{kind}.faiss"
         write_catalog(
             index,

@@ -206,7 +206,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _models(given: list[Path] | None) -> dict[str, Path]:
-    """The files by the shortest name that tells them apart."""
+    """The files by the shortest name that tells them apart; refused before anything is drawn."""
+    from embedkit.runtime import read_contract
+
     paths = list(dict.fromkeys(given or [_LAST]))
     for path in paths:
         if not path.is_file():
@@ -214,6 +216,7 @@ def _models(given: list[Path] | None) -> dict[str, Path]:
                 f"there is no model {path}",
                 hint="embedkit export, or name one: embedkit bench MODEL",
             )
+        read_contract(path)
     short = [path.name for path in paths]
     return {
         name if short.count(name) == 1 else str(path): path

@@ -13,7 +13,7 @@ import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import default_model, from_here
-from embedkit.cli.work import Backend, Batch, Device
+from embedkit.cli.work import Backend, Batch, Device, Dim
 from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def embed(
     ] = False,
     device: Device = "auto",
     backend: Backend = "auto",
+    dim: Dim = None,
     batch: Batch = 32,
     workers: Annotated[
         int | None,
@@ -109,17 +110,26 @@ def embed(
     sources = find_sources(paths, listed=_stdin_lines(), shard=share, web=web)
     model = model or default_model()
     contract = read_contract(model)
+    contract = contract if dim is None else contract.cut(dim)
     display.note("model", f"{contract.name}: {from_here(model)}, {contract.embedding_dim} numbers")
     with ExitStack() as opened:
         if ray is None:
-            embedder = opened.enter_context(Embedder.load(model, device=device, backend=backend))
+            embedder = opened.enter_context(
+                Embedder.load(model, device=device, backend=backend, threads=1, dim=dim)
+            )
             display.note("device", embedder.device)
             engine = local_engine(embedder, batch=batch, workers=workers)
         else:
             from embedkit.scale.ray import ray_engine
 
             engine = ray_engine(
-                ray, model, device=device, backend=backend, batch=batch, workers=workers
+                ray,
+                model,
+                device=device,
+                backend=backend,
+                dim=dim,
+                batch=batch,
+                workers=workers,
             )
             display.note("device", f"Ray, {ray}")
         advance = opened.enter_context(display.progress("embedding", count_files(paths, share)))

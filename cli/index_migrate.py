@@ -68,7 +68,7 @@ def migrate(
             f"embedkit search ./query.jpg --index {name} --model {shlex.quote(from_here(to))}",
         )
 
-    with Embedder.load(to, device=device) as embedder, ExitStack() as bars:
+    with Embedder.load(to, device=device, threads=1) as embedder, ExitStack() as bars:
         contract = embedder.contract
         display.note("model", f"{contract.name}: {from_here(to)}, {contract.embedding_dim} numbers")
         advance: list[Advance] = []

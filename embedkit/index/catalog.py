@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -21,12 +23,6 @@ from embedkit import __version__
 from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
 from embedkit.index.choose import AT, Building, Choice, Wanted, build_index
 from embedkit.index.file import (
-    IDS,
-    LABEL_OFFSETS,
-    LABELS,
-    MANIFEST,
-    PATH_OFFSETS,
-    PATHS,
     SCHEMA,
     Tail,
     damaged,
@@ -34,14 +30,20 @@ from embedkit.index.file import (
     read_header,
     read_payload,
     read_tail,
+    stays_on_disk,
     write_payload,
     write_tail,
+    writing,
 )
 from embedkit.index.kinds import apply_search, base_of, factory_of, search_parameters
+from embedkit.index.learned import Learned, check_kind
+from embedkit.index.names import Names
 from embedkit.index.scan import scan
+from embedkit.index.several import check_type, likeness
 
 if TYPE_CHECKING:
     from embedkit.runtime import Embedder, ModelContract
+    from embedkit.runtime.codebooks import Codebooks, Codes
 
 __all__ = [
     "Catalog",
@@ -59,6 +61,7 @@ __all__ = [
 
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+_Found = tuple[list[float], list[int]]  # scores and positions of one query's hits, in order
 
 _BLOCK = 4096  # rows added, and queries searched, at a time
 _REBUILD = "embedkit index FOLDER -o {} --rebuild"
@@ -94,12 +97,16 @@ class Hit:
 
 
 class Row(NamedTuple):
-    """One picture to publish: path (bytes, relative to the root), label, vector ``(D,)``."""
+    """One picture to publish: path (bytes, relative to the root), label, vector ``(D,)``.
+
+    And its codes ``(M,)`` where the model gives codes.
+    """
 
     id: int
     path: bytes
     label: bytes
     vector: Vectors
+    codes: Codes | None = None
 
 
 class Catalog:
@@ -107,7 +114,9 @@ class Catalog:
 
     Attributes:
         path: The file.
-        dim: Width D of a vector.
+        dim: Width D of a picture's row.
+        parts: How many vectors a row is, side by side: two pictures are as alike as their most
+            alike vectors. 1 of most models.
         metric: ``cosine`` or ``l2``.
         has_names: Whether the file still knows who its vectors are; False after another program
             rewrote it, and then `fingerprint` is empty, `root` and `model_path` are None and hits
@@ -139,6 +148,7 @@ class Catalog:
         model: dict[str, Any] = self.manifest.get("model", {})
         self.fingerprint: str = model.get("fingerprint", "")
         self.contract_summary: dict[str, Any] = model.get("contract", {})
+        self.parts = _checked_parts(path, self.contract_summary, self.dim, self.metric)
         file, root = model.get("file"), self.manifest.get("root")
         self.model_path = resolve_path(os.fsencode(file), here) if file else None
         self.root = resolve_path(os.fsencode(root), here) if root is not None else None
@@ -153,9 +163,9 @@ class Catalog:
 
         Args:
             path: The file that `write_catalog` or ``embedkit index`` wrote.
-            mmap: Map the vectors instead of reading them: a large catalog opens at once. Replace
-                such a file only by renaming another over it; cutting it short while it is mapped
-                ends the process.
+            mmap: Map the file instead of reading it: a large catalog opens at once, and one of the
+                type ivf-disk that has its names always is. Replace such a file only by renaming
+                another over it; cutting it short while it is mapped ends the process.
             verify: Also compare the vectors with their checksum: one pass over the file, about 0.7
                 s per GB.
 
@@ -163,14 +173,16 @@ class Catalog:
             UsageError: There is no such file.
             MismatchError: No catalog, of an unknown kind, cut short or damaged.
 
-        Cost: reads the file once; with `mmap` only the names, about 50 bytes a picture.
+        Cost: reads the file once; with `mmap` only the names, about 50 bytes a picture, to compare
+        their checksums.
         """
         path = Path(os.path.realpath(path))
         try:
             with path.open("rb") as file:
                 header = read_header(file, path)
-                tail = read_tail(file, path, header)
-                index, crc = read_payload(file, path, header, mmap=mmap, verify=verify)
+                mmap = mmap or stays_on_disk(file)
+                tail = read_tail(file, path, header, mapped=mmap)
+                index, crc = read_payload(file, path, header, mapped=mmap, verify=verify)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise UsageError(
                 f"there is no index {path}",
@@ -214,7 +226,11 @@ class Catalog:
             UsageError: Not ``(Q, D)``, a number that is not finite, `k` below 1, or no positions of
                 this catalog.
 
-        Cost: flat O(Q N D); with `among` of M positions O(Q M D) in every kind of index.
+        Of several vectors per picture the score is the greatest of their cosines, and every picture
+        is looked at.
+
+        Cost: flat O(Q N D); with `among` of M positions O(Q M D) in every kind of index; with K
+        vectors per picture K times that.
         """
         queries = self._checked(vectors)
         if k < 1:
@@ -224,9 +240,9 @@ class Catalog:
         if k == 0:
             return [[] for _ in queries]
         return [
-            self._hits(scores, positions)
+            hits
             for start in range(0, len(queries), _BLOCK)
-            for scores, positions in self._nearest(queries[start : start + _BLOCK], k, chosen)
+            for hits in self._hits(self._nearest(queries[start : start + _BLOCK], k, chosen))
         ]
 
     def vectors(self, positions: npt.ArrayLike) -> Vectors:
@@ -261,13 +277,14 @@ class Catalog:
         if self._tail is None or not path:
             return None
         names, ends = self._tail.paths, self._tail.path_offsets
-        found = names.find(path)
-        while found >= 0:
+        pattern, start = re.compile(re.escape(path)), 0  # finds in bytes and in mapped ones
+        while place := pattern.search(names, start):
+            found = place.start()
             at = int(np.searchsorted(ends, found))
             if ends[at] == found and ends[at + 1] == found + len(path):
                 return at
             # In the middle of a name, or the start of a longer one: the next name's start.
-            found = names.find(path, int(ends[at + (ends[at] == found)]))
+            start = int(ends[at + (ends[at] == found)])
         return None
 
     def labels(self) -> list[str]:
@@ -288,7 +305,8 @@ class Catalog:
     def hit(self, position: int, *, rank: int = 1, score: float = 0.0) -> Hit:
         """The picture at a position, as a hit: who it is."""
         (at,) = self._checked_positions([position]).tolist()
-        return replace(self._hits([score], [at])[0], rank=rank)
+        ((hit,),) = self._hits([([score], [at])])
+        return replace(hit, rank=rank)
 
     def check_model(self, contract: ModelContract) -> None:
         """Refuse a model that did not make this catalog, of whatever width.
@@ -306,6 +324,12 @@ class Catalog:
                 f"{self.path.name} was made by another model",
                 facts=f"its vectors are {self.dim} wide, "
                 f"those of {contract.name!r} {contract.embedding_dim}",
+                hint=_REBUILD.format(self.path.name),
+            )
+        if contract.vectors != self.parts:
+            raise MismatchError(
+                f"{self.path.name} no longer says how many vectors a picture has",
+                facts=f"{contract.name!r} gives {contract.vectors} of each",
                 hint=_REBUILD.format(self.path.name),
             )
 
@@ -345,6 +369,8 @@ class Catalog:
                 hint="put the model's file beside the index, or name it: --model FILE",
             )
         embedder = Embedder.load(file, device=device, backend=backend)
+        if self.dim in embedder.contract.widths:
+            embedder = embedder.cut(self.dim)
         try:
             self.check_model(embedder.contract)
         except MismatchError:
@@ -381,23 +407,23 @@ class Catalog:
             raise UsageError(f"positions in {self.path.name} are 0 to {len(self) - 1}, one list")
         return chosen
 
-    def _nearest(
-        self, queries: Vectors, k: int, among: Indices | None
-    ) -> list[tuple[list[float], list[int]]]:
+    def _nearest(self, queries: Vectors, k: int, among: Indices | None) -> list[_Found]:
         """Scores and positions of the `k` nearest of each ``(Q, D)``, by score, then position."""
+        if among is None and self.parts > 1:
+            among = np.arange(len(self))
         if among is None and not isinstance(self._index, faiss.IndexFlat):
             return self._roughly_nearest(queries, k)
         return self._exactly_nearest(queries, k, among)
 
-    def _roughly_nearest(self, queries: Vectors, k: int) -> list[tuple[list[float], list[int]]]:
-        """What the index finds, as it was tuned; the scores of `_exact`."""
+    def _roughly_nearest(self, queries: Vectors, k: int) -> list[_Found]:
+        """What the index finds, as it was tuned; the scores of `_near`."""
         fetch = min(len(self), max(k, AT) + 1)  # never less than it was tuned for
         positions = np.asarray(self._index.search(queries, fetch)[1])
         if positions.min(initial=0) < 0:
             positions = self._widely(queries, fetch, positions)
         if positions.max(initial=0) >= len(self):
             raise damaged(self.path, "FAISS finds vectors that are not there")
-        found: list[tuple[list[float], list[int]]] = []
+        found: list[_Found] = []
         for query, row in zip(queries, positions, strict=True):
             at = row if row[-1] >= 0 else row[row >= 0]
             scores = self._scores(self._near(query, at)[0])
@@ -426,16 +452,14 @@ class Catalog:
         positions[lacking] = np.asarray(found)
         return positions
 
-    def _exactly_nearest(
-        self, queries: Vectors, k: int, among: Indices | None
-    ) -> list[tuple[list[float], list[int]]]:
+    def _exactly_nearest(self, queries: Vectors, k: int, among: Indices | None) -> list[_Found]:
         """The same by looking at every vector.
 
         FAISS ranks in float32 with sums that depend on the batch, and leaves open which of equal
         vectors it returns. So a few more than `k` are fetched and ranked again exactly; where the
         last one fetched is too near to the k-th to be told apart, more are fetched.
         """
-        found: list[tuple[list[float], list[int]]] = [([], [])] * len(queries)
+        found: list[_Found] = [([], [])] * len(queries)
         todo = np.arange(len(queries))
         count = len(self) if among is None else len(among)
         fetch = min(count, k + k // 4 + 16)
@@ -443,7 +467,9 @@ class Catalog:
             if among is None:
                 rough, positions = self._index.search(queries[todo], fetch)
             else:
-                rough, positions = scan(self.vectors, among, queries[todo], fetch, self.metric)
+                rough, positions = scan(
+                    self.vectors, among, queries[todo], fetch, self.metric, parts=self.parts
+                )
             again: list[int] = []
             for row, query in enumerate(todo.tolist()):
                 near, blur = self._exact(queries[query], positions[row])
@@ -478,28 +504,33 @@ class Catalog:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Inner product or minus squared distance of what is at `positions`; and the vectors."""
         rows = np.asarray(self._index.reconstruct_batch(positions), np.float64)
-        near = (
-            -((rows - query) ** 2).sum(axis=1)
-            if self.metric == "l2"
-            else (rows * query).sum(axis=1)
-        )
+        if self.parts > 1:
+            near = likeness(query[None], rows, self.parts)[0]
+        elif self.metric == "l2":
+            near = -((rows - query) ** 2).sum(axis=1)
+        else:
+            near = (rows * query).sum(axis=1)
         if not np.isfinite(near).all():
             raise damaged(self.path, "it holds vectors that are not finite")
         return near, rows
 
-    def _hits(self, scores: list[float], positions: list[int]) -> list[Hit]:
+    def _hits(self, found: list[_Found]) -> list[list[Hit]]:
         """Who these are, ranked as they stand."""
         if self._tail is None or self.root is None:
             return [
-                Hit(rank, score, position)
-                for rank, (score, position) in enumerate(zip(scores, positions, strict=True), 1)
+                [Hit(rank, *one) for rank, one in enumerate(zip(*both, strict=True), 1)]
+                for both in found
             ]
-        ids, paths, labels = self._tail.names(np.array(positions, np.int64))
+        # All names at once: numpy's calls cost more than what they do for ten hits.
+        every = np.array([at for _, positions in found for at in positions], np.int64)
+        about = zip(*self._tail.names(every), repeat(self.root), strict=False)
+        # `scores` first in the zip: at its end nothing of the next query's is taken.
         return [
-            Hit(rank, score, number, os.fsdecode(label), os.fsdecode(path), self.root)
-            for rank, (score, number, path, label) in enumerate(
-                zip(scores, ids, paths, labels, strict=True), 1
-            )
+            [
+                Hit(rank, score, *who)
+                for rank, (score, who) in enumerate(zip(scores, about, strict=False), 1)
+            ]
+            for scores, _ in found
         ]
 
 
@@ -536,59 +567,70 @@ def write_catalog(
     Raises:
         DataError: No rows; nothing is written.
         EmbedKitError: The file cannot be written (a full disk, no permission); the old one stands.
-        MismatchError: Rows out of order or of another width than the contract's.
+        MismatchError: Rows out of order or of another width than the contract's, or without the
+            codes that the wanted type keeps.
+        UsageError: A type that cannot hold several vectors per picture, where the model gives them.
 
-    Memory: the names, and what `build_index` takes.
+    Memory: what `build_index` takes.
     """
     path = Path(os.path.realpath(path))
     rows = list(rows) if iter(rows) is rows else rows
-    names = _Names()
-    for some in _in_blocks(rows):
-        names.add(some)
-    if names.count == 0:
-        raise DataError(
-            "there is no usable picture to put into an index",
-            facts=f"looked in {root}",
-            hint="embedkit index FOLDER, with a folder that holds pictures",
+    with writing(path), Names(path.parent) as names:
+        for some in _in_blocks(rows):
+            names.add(some)
+        if names.count == 0:
+            raise DataError(
+                "there is no usable picture to put into an index",
+                facts=f"looked in {root}",
+                hint="embedkit index FOLDER, with a folder that holds pictures",
+            )
+        dim, books = contract.embedding_dim, contract.codebooks
+        wanted = wanted or Wanted()
+        check_type(contract, wanted)
+        check_kind(wanted.type, contract)
+        index, choice = build_index(
+            lambda: (_stack(some, dim) for some in _in_blocks(rows)),
+            names.count,
+            dim,
+            contract.metric,
+            wanted if contract.vectors == 1 else replace(wanted, type="flat"),
+            names=names.size,
+            learned=None if books is None else Learned(books, partial(_code_blocks, rows, books)),
+            building=building,
+            scratch=path.parent,
         )
-    dim = contract.embedding_dim
-    wanted = wanted or Wanted()
-    index, choice = build_index(
-        lambda: (_stack(some, dim) for some in _in_blocks(rows)),
-        names.count,
-        dim,
-        contract.metric,
-        wanted,
-        names=names.size,
-        building=building,
-    )
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "root": os.fsdecode(portable_path(root, path.parent)),
-        "model": {
-            "fingerprint": contract.fingerprint,
-            "file": os.fsdecode(portable_path(model, path.parent)) if model else None,
-            "contract": summarize(contract),
-        },
-        "versions": {"embedkit": __version__, "faiss": faiss.__version__, "numpy": np.__version__},
-    }
-
-    def write(file: BinaryIO) -> None:
-        length, crc = write_payload(file, index)
-        manifest["index"] = {
-            **replace(choice, bytes_per_vector=round(length / names.count, 1)).to_json(),
-            "wanted": wanted.dumps(),
-            "type": type(index).__name__,
-            "metric": contract.metric,
-            "dim": contract.embedding_dim,
-            "count": int(index.ntotal),
-            "payload_bytes": length,
-            "payload_crc32": crc,
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "root": os.fsdecode(portable_path(root, path.parent)),
+            "model": {
+                "fingerprint": contract.fingerprint,
+                "file": os.fsdecode(portable_path(model, path.parent)) if model else None,
+                "contract": summarize(contract),
+            },
+            "versions": {
+                "embedkit": __version__,
+                "faiss": faiss.__version__,
+                "numpy": np.__version__,
+            },
         }
-        write_tail(file, names.members(manifest))
 
-    publish(path, write)
-    return int(index.ntotal)
+        def write(file: BinaryIO) -> None:
+            length, crc = write_payload(file, index)
+            manifest["index"] = {
+                **replace(choice, bytes_per_vector=round(length / names.count, 1)).to_json(),
+                "wanted": wanted.dumps(),
+                "type": type(index).__name__,
+                "metric": contract.metric,
+                "dim": contract.embedding_dim,
+                "count": int(index.ntotal),
+                "payload_bytes": length,
+                "payload_crc32": crc,
+            }
+            text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+            write_tail(file, text.encode(), names.columns())
+
+        publish(path, write)
+        return int(index.ntotal)
 
 
 def _checked_choice(path: Path, index: Any, tail: Tail | None) -> Choice | None:
@@ -603,6 +645,14 @@ def _checked_choice(path: Path, index: Any, tail: Tail | None) -> Choice | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, f"{error}") from error
     return choice
+
+
+def _checked_parts(path: Path, summary: dict[str, Any], dim: int, metric: str) -> int:
+    """How many vectors of a picture are in a row."""
+    parts = summary.get("vectors", 1)
+    if not isinstance(parts, int) or parts < 1 or dim % parts or (parts > 1 and metric != "cosine"):
+        raise damaged(path, f"rows of {dim} numbers, compared by {metric}, are no {parts} vectors")
+    return parts
 
 
 def _in_blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -634,7 +684,7 @@ def model_file(was: Path | None, beside: Path, fingerprint: str) -> Path | None:
     places = [place for place in dict.fromkeys((beside / was.name, was)) if place.is_file()]
     if len(places) < 2:
         return places[0] if places else None
-    return next((place for place in places if _fingerprint(place) == fingerprint), places[0])
+    return next((place for place in places if fingerprint in _fingerprints(place)), places[0])
 
 
 def summarize(contract: ModelContract) -> dict[str, Any]:
@@ -649,6 +699,7 @@ def summarize(contract: ModelContract) -> dict[str, Any]:
         "pooling": contract.pooling,
         "loss": contract.loss,
         "preprocess": contract.preprocess.fingerprint(),
+        **({"vectors": contract.vectors} if contract.vectors > 1 else {}),
     }
 
 
@@ -672,54 +723,15 @@ def another_model(index: Path, own: str, contract: ModelContract) -> MismatchErr
     )
 
 
-def _fingerprint(model: Path) -> str:
+def _fingerprints(model: Path) -> set[str]:
+    """Of a model at all its widths."""
     from embedkit.runtime import read_contract
 
     try:
-        return read_contract(model).fingerprint
+        contract = read_contract(model)
     except MismatchError:
-        return ""  # no model of ours: not the one that is looked for
-
-
-class _Names:
-    """Collects ids, paths and labels as the tail stores them."""
-
-    def __init__(self) -> None:
-        self._ids: list[npt.NDArray[np.int64]] = []
-        self._last = -1
-        self._paths, self._labels = bytearray(), bytearray()
-        self._path_ends, self._label_ends = [0], [0]
-
-    @property
-    def count(self) -> int:
-        return len(self._path_ends) - 1
-
-    @property
-    def size(self) -> int:
-        """Bytes they take when the catalog is open."""
-        return len(self._paths) + len(self._labels) + 24 * self.count
-
-    def add(self, rows: list[Row]) -> None:
-        for row in rows:
-            if row.id <= self._last:
-                raise MismatchError(f"rows must come in ascending order of id, got {row.id} late")
-            self._last = row.id
-            self._paths += row.path
-            self._labels += row.label
-            self._path_ends.append(len(self._paths))
-            self._label_ends.append(len(self._labels))
-        self._ids.append(np.array([row.id for row in rows], "<i8"))
-
-    def members(self, manifest: dict[str, Any]) -> dict[str, bytes]:
-        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
-        return {
-            MANIFEST: text.encode(),
-            IDS: np.concatenate(self._ids).tobytes(),
-            PATH_OFFSETS: np.array(self._path_ends, "<u8").tobytes(),
-            PATHS: bytes(self._paths),
-            LABEL_OFFSETS: np.array(self._label_ends, "<u8").tobytes(),
-            LABELS: bytes(self._labels),
-        }
+        return set()  # no model of ours: not the one that is looked for
+    return {contract.cut(width).fingerprint for width in contract.widths}
 
 
 def _stack(rows: list[Row], dim: int) -> Vectors:
@@ -730,3 +742,19 @@ def _stack(rows: list[Row], dim: int) -> Vectors:
                 facts=os.fsdecode(row.path),
             )
     return np.stack([row.vector for row in rows]).astype(np.float32, copy=False)
+
+
+def _code_blocks(rows: Iterable[Row], books: Codebooks) -> Iterator[Codes]:
+    return (_stack_codes(some, books) for some in _in_blocks(rows))
+
+
+def _stack_codes(rows: list[Row], books: Codebooks) -> Codes:
+    for row in rows:
+        codes = row.codes
+        if codes is None or codes.shape != (books.parts,) or codes.max() >= books.words:
+            raise MismatchError(
+                f"a picture without {books.parts} codes below {books.words}",
+                facts=os.fsdecode(row.path),
+                hint=f"embed every picture again: {_REBUILD.format('NAME.faiss')}",
+            )
+    return np.stack([row.codes for row in rows if row.codes is not None])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from embedkit.errors import MissingExtraError, UsageError
 from embedkit.index.catalog import Catalog, Indices
 from embedkit.index.duplicates import Progress, linked_groups
+from embedkit.index.several import needs_one_vector
 
 __all__ = ["ALONE", "cluster_by_density", "cluster_by_links", "cluster_by_means"]
 
@@ -35,6 +36,7 @@ def cluster_by_links(
 
     Cost and errors: see `duplicates.linked_groups`.
     """
+    needs_one_vector("clustering", catalog)
     roots = linked_groups(
         catalog.vectors, len(catalog), least, metric=catalog.metric, progress=progress
     )
@@ -60,6 +62,7 @@ def cluster_by_means(catalog: Catalog, clusters: int, *, seed: int = 0) -> Indic
             f"k-means into {clusters:,} clusters is not possible",
             facts=f"{catalog.path.name} holds {len(catalog):,} pictures",
         )
+    needs_one_vector("clustering", catalog)
     rng = np.random.default_rng(seed)
     most = min(len(catalog), 256 * clusters)
     sample = np.sort(rng.choice(len(catalog), most, replace=False))
@@ -93,6 +96,7 @@ def cluster_by_density(catalog: Catalog, least_size: int = 5) -> Indices:
     """
     if least_size < 2:
         raise UsageError(f"the smallest cluster must have at least 2 pictures, got {least_size}")
+    needs_one_vector("clustering", catalog)
     try:
         from sklearn.cluster import HDBSCAN
     except ImportError as error:

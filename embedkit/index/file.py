@@ -16,16 +16,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
+import shutil
 import struct
+import sys
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import faiss
 import numpy as np
@@ -48,12 +51,15 @@ __all__ = [
     "damaged",
     "is_faiss",
     "manifest_digest",
+    "map_index",
     "publish",
     "read_header",
     "read_payload",
     "read_tail",
+    "stays_on_disk",
     "write_payload",
     "write_tail",
+    "writing",
 ]
 
 require("faiss", faiss.__version__)
@@ -72,18 +78,25 @@ _TYPES = {
     b"IxFI": "IndexFlatIP",
     b"IxF2": "IndexFlatL2",
     b"IxSQ": "IndexScalarQuantizer",
+    b"IxPq": "IndexPQ",
     b"IPfs": "IndexPQFastScan",
     b"IHNs": "IndexHNSWSQ",
     b"IxRF": "IndexRefine",
 }
 _FLAT = (b"IxFI", b"IxF2")
 _FLAT_TYPES = tuple(_TYPES[name] for name in _FLAT)
-_REFINED = (b"IPfs", b"IwPf")  # what an IndexRefine may stand on; it follows the header
+# What an IndexRefine may stand on; it follows the header.
+_REFINED = (b"IPfs", b"IwPf", b"IwPQ")
 # Every payload: name, D, N, two fillers, trained, metric.
 _HEADER = struct.Struct("<4siqqq?i")
 # Then, in a flat one: number of floats, and the floats.
 _FLOATS = struct.Struct("<Q")
+# What stands before each member of the ZIP: 26 bytes, the lengths of its name and of the rest.
+_MEMBER = struct.Struct("<26sHH")
+# Part of that rest: a filler, under the number that tools which align files use for theirs.
+_FILLER, _FILLER_ID = struct.Struct("<HH"), 0xD935
 
+_CODE, _ODD = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _CHUNK = 1 << 20  # bytes handed to and from FAISS at a time
 # FAISS keeps its reading limits in process-wide variables.
 _LIMITS = threading.Lock()
@@ -103,7 +116,7 @@ def manifest_digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             header = read_header(file, path)
-            tail = read_tail(file, path, header)
+            tail = read_tail(file, path, header, mapped=True)
             if tail is None or _crc(file, header.length) != tail.payload_crc:
                 return ""
     except (OSError, MismatchError):
@@ -123,29 +136,30 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Tail:
-    """The names, read once and whole; looked up without copying."""
+    """The names, read once and whole, or mapped; looked up without copying."""
 
     manifest: dict[str, Any]
     payload_crc: int
     ids: npt.NDArray[np.int64]
     path_offsets: npt.NDArray[np.uint64]
-    paths: bytes
+    paths: bytes | memoryview
     label_offsets: npt.NDArray[np.uint64]
-    labels: bytes
+    labels: bytes | memoryview
 
-    def names(self, positions: npt.NDArray[np.int64]) -> tuple[list[int], list[bytes], list[bytes]]:
-        """Ids, paths and labels of several at once."""
+    def names(self, positions: npt.NDArray[np.int64]) -> tuple[list[int], list[str], list[str]]:
+        """Ids, labels and paths of several at once."""
         found = []
-        for offsets, blob in ((self.path_offsets, self.paths), (self.label_offsets, self.labels)):
-            ends = offsets[positions + 1].tolist()
+        for offsets, blob in ((self.label_offsets, self.labels), (self.path_offsets, self.paths)):
+            starts, ends = offsets[positions].tolist(), offsets[positions + 1].tolist()
             found.append(
-                [blob[a:b] for a, b in zip(offsets[positions].tolist(), ends, strict=True)]
+                # As os.fsdecode does it, in a third of the time.
+                [str(blob[a:b], _CODE, _ODD) for a, b in zip(starts, ends, strict=True)]
             )
         return self.ids[positions].tolist(), *found
 
     def label(self, position: int) -> bytes:
         start, end = self.label_offsets[position : position + 2].tolist()
-        return self.labels[start:end]
+        return bytes(self.labels[start:end])
 
 
 def read_header(file: BinaryIO, path: Path) -> Header:
@@ -186,10 +200,19 @@ def read_header(file: BinaryIO, path: Path) -> Header:
             raise damaged(path, "its first bytes contradict each other")
         # Only FAISS knows how long these are: `read_payload` sees that it reads up to the tail.
         length = _tail_start(file, size)
-        # A vector has at least one byte of codes for eight numbers: no count that cannot be.
-        if dim * count > 8 * length:
+        # A vector has at least one byte of codes for eight numbers, of a learned code one byte and
+        # two words: no count that cannot be.
+        least = count + 8 * dim if name == b"IxPq" else -(-dim * count // 8)
+        if least > length:
             raise damaged(path, "it is too short for as many vectors as it says")
     return Header(_TYPES[name], metrics[metric], dim, count, length)
+
+
+def stays_on_disk(file: BinaryIO) -> bool:
+    """Whether the index in a file is of the kind that is always mapped: larger than memory."""
+    file.seek(0)
+    start = file.read(_HEADER.size + 4)
+    return start[:4] == b"IxRF" and start[_HEADER.size :] == b"IwPQ"
 
 
 def _tail_start(file: BinaryIO, size: int) -> int:
@@ -203,8 +226,10 @@ def _tail_start(file: BinaryIO, size: int) -> int:
         return size
 
 
-def read_tail(file: BinaryIO, path: Path, header: Header) -> Tail | None:
+def read_tail(file: BinaryIO, path: Path, header: Header, *, mapped: bool = False) -> Tail | None:
     """The names behind the payload, each checksum compared; None where there are only vectors.
+
+    Mapped, paths and labels stay in the file: to compare their checksums is a third of the cost.
 
     Raises:
         MismatchError: Damaged, of another version, or not of these vectors.
@@ -220,9 +245,9 @@ def read_tail(file: BinaryIO, path: Path, header: Header) -> Tail | None:
                 raise damaged(path, "its tail is compressed")
             if min(entry.header_offset for entry in entries.values()) != header.length:
                 raise damaged(path, "its tail does not begin where its vectors end")
-            # read() compares each member with its CRC-32.
-            content = {name: archive.read(entry) for name, entry in entries.items()}
-        manifest = json.loads(content[MANIFEST])
+            read = _mapped(file) if mapped else archive.read  # both compare the CRC-32
+            content = {name: read(entry) for name, entry in entries.items()}
+        manifest = json.loads(bytes(content[MANIFEST]))
         return _checked_tail(manifest, content, path, header)
     except (OSError, MismatchError):
         raise
@@ -232,8 +257,23 @@ def read_tail(file: BinaryIO, path: Path, header: Header) -> Tail | None:
         raise damaged(path, f"its tail cannot be read: {type(error).__name__}: {error}") from error
 
 
+def _mapped(file: BinaryIO) -> Callable[[zipfile.ZipInfo], memoryview]:
+    """Gives the bytes of a stored member where they stand."""
+    view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def read(entry: zipfile.ZipInfo) -> memoryview:
+        _, name, extra = _MEMBER.unpack_from(view, entry.header_offset)
+        start = entry.header_offset + _MEMBER.size + name + extra
+        content = view[start : start + entry.file_size]
+        if len(content) < entry.file_size or zlib.crc32(content) != entry.CRC:
+            raise zipfile.BadZipFile(f"bad checksum of {entry.filename}")
+        return content
+
+    return read
+
+
 def _checked_tail(
-    manifest: dict[str, Any], content: dict[str, bytes], path: Path, header: Header
+    manifest: dict[str, Any], content: Mapping[str, bytes | memoryview], path: Path, header: Header
 ) -> Tail:
     if manifest["schema"] != SCHEMA:
         raise MismatchError(
@@ -252,13 +292,13 @@ def _checked_tail(
     tail = Tail(
         manifest=manifest,
         payload_crc=int(index["payload_crc32"]),
-        ids=np.frombuffer(content[IDS], "<i8"),
-        path_offsets=np.frombuffer(content[PATH_OFFSETS], "<u8"),
+        ids=_numbers(content[IDS], "<i8"),
+        path_offsets=_numbers(content[PATH_OFFSETS], "<u8"),
         paths=content[PATHS],
-        label_offsets=np.frombuffer(content[LABEL_OFFSETS], "<u8"),
+        label_offsets=_numbers(content[LABEL_OFFSETS], "<u8"),
         labels=content[LABELS],
     )
-    if len(tail.ids) != header.rows or (np.diff(tail.ids) <= 0).any():
+    if len(tail.ids) != header.rows or (tail.ids[1:] <= tail.ids[:-1]).any():
         raise damaged(path, "its ids do not fit its vectors")
     for offsets, blob in ((tail.path_offsets, tail.paths), (tail.label_offsets, tail.labels)):
         fits = len(offsets) == header.rows + 1 and offsets[0] == 0 and offsets[-1] == len(blob)
@@ -267,17 +307,23 @@ def _checked_tail(
     return tail
 
 
+def _numbers(content: bytes | memoryview, kind: str) -> npt.NDArray[Any]:
+    """An array of them, copied where they stand at an offset at which numpy is slow."""
+    found = np.frombuffer(content, kind)
+    return found if found.flags.aligned else found.copy()
+
+
 def read_payload(
-    file: BinaryIO, path: Path, header: Header, *, mmap: bool, verify: bool
+    file: BinaryIO, path: Path, header: Header, *, mapped: bool, verify: bool
 ) -> tuple[Any, int]:
     """The FAISS index and, where wanted, the CRC-32 of its bytes."""
     crc = 0
     # Without its names, only reading tells where the vectors end.
-    if mmap and (header.type in _FLAT_TYPES or header.length < os.fstat(file.fileno()).st_size):
+    if mapped and (header.type in _FLAT_TYPES or header.length < os.fstat(file.fileno()).st_size):
         if verify:
             crc = _crc(file, header.length)
         with _read_limits(header.length):
-            index = _map_index(file, path)
+            index = map_index(file, path)
     else:
         file.seek(0)
         left = header.length
@@ -300,7 +346,12 @@ def read_payload(
     return index, crc
 
 
-def _map_index(file: BinaryIO, path: Path) -> Any:
+def map_index(file: BinaryIO, path: Path) -> Any:
+    """The FAISS index a file begins with, its vectors and lists left where they are.
+
+    Raises:
+        MismatchError: FAISS refuses it.
+    """
     # FAISS maps by name. This name is the file that is open, even when another has taken its place
     # since; and it is plain ASCII, whatever the file is called.
     opened = f"/dev/fd/{file.fileno()}"
@@ -310,7 +361,8 @@ def _map_index(file: BinaryIO, path: Path) -> Any:
 
 def _read_index(source: Any, path: Path, flags: int = 0) -> Any:
     try:
-        return faiss.read_index(source, flags)
+        # Tables that save some time, and take as much as the lists of an index on the disk.
+        return faiss.read_index(source, flags | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
     except RuntimeError as error:
         raise damaged(path, f"FAISS refuses it: {str(error).rsplit(': ', 1)[-1]}") from error
     except MemoryError as error:
@@ -372,14 +424,27 @@ def write_payload(file: BinaryIO, index: Any) -> tuple[int, int]:
     return length, crc
 
 
-def write_tail(file: BinaryIO, members: dict[str, bytes]) -> None:
+def write_tail(file: BinaryIO, manifest: bytes, columns: Mapping[str, IO[bytes]]) -> None:
     """Append the names, by member, behind the vectors that were just written."""
     # Mode "w" on a file that stands behind the payload appends there; "a" would first search the
     # vectors for a ZIP.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            # A fixed date: the same rows give the same bytes.
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+        archive.writestr(_entry(file, MANIFEST, len(manifest)), manifest)
+        for name, column in columns.items():
+            entry = _entry(file, name, column.seek(0, os.SEEK_END))
+            column.seek(0)
+            with archive.open(entry, "w") as member:
+                shutil.copyfileobj(column, member, _CHUNK)
+
+
+def _entry(file: BinaryIO, name: str, size: int) -> zipfile.ZipInfo:
+    """A member that begins at a multiple of 8, so that its numbers can be used where they are."""
+    # A fixed date: the same rows give the same bytes.
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.file_size = size
+    start = file.tell() + _MEMBER.size + len(name) + _FILLER.size
+    entry.extra = _FILLER.pack(_FILLER_ID, -start % 8) + bytes(-start % 8)
+    return entry
 
 
 def publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -401,19 +466,33 @@ def publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
         replaced = True
         sync_folder(path.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise EmbedKitError(
-            f"the index {path} is written but may not outlast a power cut"
-            if replaced
-            else f"the index {path} cannot be written",
-            facts=f"{error.strerror or error}"
-            + ("" if replaced else "; what was there before still stands"),
-            hint="make room on the disk and run it again: nothing has to be embedded twice"
-            if full
-            else "choose a folder that can be written to: -o FILE",
-        ) from error
+        raise _not_written(path, error, replaced=replaced) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses meanwhile is told as `publish` tells it."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError, *, replaced: bool = False) -> EmbedKitError:
+    """The error for a catalog that the system does not let be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return EmbedKitError(
+        f"the index {path} is written but may not outlast a power cut"
+        if replaced
+        else f"the index {path} cannot be written",
+        facts=f"{error.strerror or error}"
+        + ("" if replaced else "; what was there before still stands"),
+        hint="make room on the disk and run it again: nothing has to be embedded twice"
+        if full
+        else "choose a folder that can be written to: -o FILE",
+    )
 
 
 def _check_written(path: Path, length: int) -> None:
@@ -423,6 +502,6 @@ def _check_written(path: Path, length: int) -> None:
         raise OSError(errno.EIO, f"wrote {length:,} bytes, the disk holds {size:,}")
     try:
         with path.open("rb") as file:
-            read_tail(file, path, read_header(file, path))
+            read_tail(file, path, read_header(file, path), mapped=True)
     except MismatchError as error:
         raise OSError(errno.EIO, f"read back, it differs: {error.facts}") from error

@@ -24,7 +24,8 @@ from embedkit.atomic import published
 from embedkit.errors import MismatchError, UsageError
 from embedkit.imaging.preprocess import Pixels
 from embedkit.index.catalog import Catalog, Indices, Vectors
-from embedkit.index.choose import Building
+from embedkit.index.choose import Building, Wanted
+from embedkit.index.learned import check_kind
 from embedkit.index.store import Store, store_path, writer_lock
 from embedkit.index.sync import Progress, SyncReport, sync_folder
 from embedkit.runtime import Embedder
@@ -216,12 +217,14 @@ def migrate(
         batch: As for `sync_folder`.
         workers: As for `sync_folder`.
         fitted: Called with the `Bridge`; with None where the readable pictures are fewer than
-            `LEAST_PICTURES` or one of the models compares by distance.
+            `LEAST_PICTURES` or one of the models compares by distance or gives several vectors per
+            picture.
         progress: Called as pictures are embedded.
         building: Called as the index is built.
 
     Raises:
         UsageError: The catalog has no names, its folder is gone, or the model is its own already.
+        MismatchError: The index is to keep a model's codes, and this one gives none.
 
     The other errors are those of `sync_folder`. Cost: the sample is embedded twice.
     """
@@ -241,6 +244,9 @@ def migrate(
             facts=f"fingerprint {new}",
             hint="--to with the new model's file",
         )
+    if store_path(index).exists():
+        with Store(store_path(index), read_only=True) as store:
+            check_kind(Wanted.loads(store.wanted()).type, embedder.contract)
 
     def sync(target: Path) -> SyncReport:
         assert catalog.root is not None
@@ -291,6 +297,7 @@ class _OverBridge:
             embedding_dim=bridge.matrix.shape[1],
             thresholds={},
             self_test=None,
+            codebooks=None,
         )
 
     def run(self, pixels: Pixels) -> Vectors:
@@ -341,6 +348,8 @@ def _fitted(
     """From a sample of the pictures, embedded with the new model too; None: it is too small."""
     if "l2" in (catalog.metric, embedder.contract.metric):
         return None
+    if max(catalog.parts, embedder.contract.vectors) > 1:
+        return None  # a linear map leads from one vector to one vector
     drawn = np.random.default_rng(0).permutation(len(catalog))[:sample]
     chosen = [catalog.hit(int(position)) for position in np.sort(drawn)]
     files = [hit.path for hit in chosen if hit.path is not None]

@@ -18,7 +18,9 @@ from embedkit.errors import MismatchError
 from embedkit.imaging import hash_file
 from embedkit.index.catalog import Catalog, Row, Vectors, resolve_path
 from embedkit.index.file import manifest_digest
+from embedkit.index.learned import LEARNED
 from embedkit.index.store import Item, Run, Store, store_path, writer_lock
+from embedkit.runtime.contract import ModelContract
 
 __all__ = ["Check", "Verified", "verify_index"]
 
@@ -182,7 +184,7 @@ class _Look:
         elif self._run.published != manifest_digest(self._index):
             self._say("agree", False, "the file is not the one that was written from the store")
         else:
-            difference = _difference(self._catalog, store)
+            difference = _difference(self._catalog, store, ModelContract.loads(self._run.contract))
             self._say(
                 "agree",
                 not difference,
@@ -222,7 +224,8 @@ class _Look:
                 if result.vector is None:
                     unreadable += 1
                     continue
-                stored = np.frombuffer(item.vector or b"", "<f4")
+                # Behind the numbers there may be codes.
+                stored = np.frombuffer(item.vector or b"", "<f4", self._catalog.dim)
                 worst = min(worst, _cosine(stored, np.asarray(result.vector)))
         facts = f"{len(drawn):,} embedded again, least cosine {worst:.6f}"
         if unreadable:
@@ -252,15 +255,19 @@ class _Look:
             self._bad.add(name)
 
 
-def _difference(catalog: Catalog, store: Store) -> str:
+def _difference(catalog: Catalog, store: Store, contract: ModelContract) -> str:
     """Where the file and its store differ first; empty where they do not."""
-    exact = _is_exact(catalog)
-    rows = store.rows(catalog.dim)
+    books = contract.codebooks
+    coded = books is not None and catalog.choice is not None and catalog.choice.kind == LEARNED
+    exact = coded or _is_exact(catalog)
+    rows = store.rows(catalog.dim, books.parts if books else 0)
     at, likeness = 0, 0.0
     while block := list(islice(rows, _BLOCK)):
         if at + len(block) > len(catalog):
             break
         stored = np.stack([row.vector for row in block])
+        if coded and books is not None:
+            stored = books.vectors(np.stack([row.codes for row in block if row.codes is not None]))
         published = catalog.vectors(np.arange(at, at + len(block)))
         names = _named(catalog, at, block)
         if names:

@@ -81,6 +81,7 @@ def local_engine(embedder: Embedder, *, batch: int = 32, workers: int | None = N
             run=embedder.embed_pixels,
             batch=batch,
             workers=workers,
+            runs=embedder.runs_at_once(workers),
         )
 
     return engine

@@ -37,6 +37,7 @@ def ray_engine(
     *,
     device: str = "auto",
     backend: str = "auto",
+    dim: int | None = None,
     batch: int = 32,
     workers: int | None = None,
 ) -> Engine:
@@ -51,6 +52,7 @@ def ray_engine(
         model: As every machine sees it.
         device: As for `Embedder.load`; with ``cuda`` each actor takes one GPU.
         backend: As for `Embedder.load`.
+        dim: As for `Embedder.load`.
         batch: Pictures per run of the model.
         workers: Actors; None: one per CPU of the cluster, or per GPU.
 
@@ -73,7 +75,7 @@ def ray_engine(
             rows = [_sent(number, source) for number, source in enumerate(chunk)]
             dataset = ray.data.from_items(rows).map_batches(
                 _Actor,
-                fn_constructor_args=(str(model.absolute()), device, backend, batch),
+                fn_constructor_args=(str(model.absolute()), device, backend, dim, batch),
                 batch_size=batch,
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 num_cpus=1,
@@ -95,8 +97,8 @@ def ray_engine(
 class _Actor:
     """One model on one core or GPU of the cluster."""
 
-    def __init__(self, model: str, device: str, backend: str, batch: int) -> None:
-        self._embedder = Embedder.load(model, device=device, backend=backend, threads=1)
+    def __init__(self, model: str, device: str, backend: str, dim: int | None, batch: int) -> None:
+        self._embedder = Embedder.load(model, device=device, backend=backend, threads=1, dim=dim)
         self._engine = local_engine(self._embedder, batch=batch, workers=1)
 
     def __call__(self, rows: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

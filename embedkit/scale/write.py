@@ -30,7 +30,8 @@ def beside(output: Path, ending: str) -> Path:
 
 
 def write_npy(output: Path, lines: Iterator[Line], count: int, contract: ModelContract) -> None:
-    """``(count, D)`` float32, and the list: line i says path, label and model of row i.
+    """``(count, D)`` float32, of K vectors per picture ``(count, K, D)``, and the list: line i says
+    path, label and model of row i.
 
     The list is written last and an old one is removed first: where both are, they are of one run.
 
@@ -44,7 +45,8 @@ def write_npy(output: Path, lines: Iterator[Line], count: int, contract: ModelCo
         EmbedKitError: Something cannot be written.
     """
     listing = beside(output, ".jsonl")
-    shape = (count, contract.embedding_dim)
+    several = (contract.vectors,) if contract.vectors > 1 else ()
+    shape = (count, *several, contract.embedding_dim // contract.vectors)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with (
         published(listing) as names,
@@ -85,6 +87,7 @@ def write_parquet(output: Path, lines: Iterator[Line], contract: ModelContract) 
         "metric": contract.metric,
         "normalizes": contract.normalizes,
         "embedding_dim": contract.embedding_dim,
+        **({"vectors": contract.vectors} if contract.vectors > 1 else {}),
     }
     schema = pyarrow.schema(
         [

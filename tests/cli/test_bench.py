@@ -154,3 +154,15 @@ def test_a_damaged_model_is_refused(here: Path, capsys: pytest.CaptureFixture[st
     model.write_bytes(model.read_bytes()[:200])
     assert embedkit("bench", "model.int8.onnx", *QUICK) == 5
     assert "damaged" in capsys.readouterr().err
+
+
+def test_what_is_no_model_is_refused_before_photos_are_drawn(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(*_: object) -> None:
+        raise AssertionError("drawn for nothing")
+
+    monkeypatch.setattr("embedkit.runtime.latency.draw_photos", draw)
+    (here / "bad.jpg").write_bytes(b"no model")
+    assert embedkit("bench", "bad.jpg", *QUICK) == 5
+    assert "bad.jpg" in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_ctrl_c_says_how_to_go_on_and_exits_130(
         return embed_pixels(self, pixels)
 
     monkeypatch.setattr(Embedder, "embed_pixels", press)
-    done = run("index", "--batch", 2)
+    done = run("index", "--batch", 2, "--workers", 1)
     assert done.code == 130
     assert "again to go on" in done.err
     monkeypatch.undo()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
 
 from embedkit.cli import main as command_line
 from embedkit.cli.display import Display, printable, show_error
@@ -157,3 +158,14 @@ def test_json_is_alone_on_stdout_and_quiet_is_quiet(capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert said.out == '{"schema": "embedkit.test/1", "n": 1}\n' * 2
     assert said.err == "data      4 images\nwarning   one is odd\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_built_alone_is_the_one_of_the_whole(name: str) -> None:
+    whole = typer.main.get_command(command_line.app)
+    alone = typer.main.get_command(command_line._only(name))
+    assert list(alone.commands) == [name]
+    one, other = whole.commands[name], alone.commands[name]
+    assert [option.name for option in one.params] == [option.name for option in other.params]
+    assert one.help == other.help
+    assert list(getattr(one, "commands", ())) == list(getattr(other, "commands", ()))

@@ -181,7 +181,14 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_mapped_and_read_answer_the_same(index: Path) -> None:
     asked = unit(4, 5, 8)
     mapped = Catalog.open(index, mmap=True, verify=True)
-    assert mapped.search(asked, 5) == Catalog.open(index).search(asked, 5)
+    read = Catalog.open(index)
+    assert mapped.search(asked, 5) == read.search(asked, 5)
+    assert mapped.labels() == read.labels()
+    for position in range(len(read)):
+        name = os.fsencode(str(read.hit(position).name))
+        assert mapped.hit(position) == read.hit(position)
+        assert mapped.position_of(name) == read.position_of(name) == position
+    assert mapped.position_of(b"no such name") is None
 
 
 def test_a_mapped_catalog_outlives_its_replacement(index: Path) -> None:
@@ -288,7 +295,8 @@ def test_a_file_cut_short_anywhere_is_refused_or_answers_by_position(index: Path
             Catalog.open(cut, mmap=bool(length % 2))
 
 
-def test_a_flipped_bit_in_the_tail_never_changes_an_answer(index: Path) -> None:
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_flipped_bit_in_the_tail_never_changes_an_answer(index: Path, mmap: bool) -> None:
     asked = unit(3, 5, 4)
     expected = Catalog.open(index).search(asked, 12)
     whole = bytearray(index.read_bytes())
@@ -299,7 +307,7 @@ def test_a_flipped_bit_in_the_tail_never_changes_an_answer(index: Path) -> None:
         index.write_bytes(whole)
         whole[place] ^= bit
         try:
-            catalog = Catalog.open(index)
+            catalog = Catalog.open(index, mmap=mmap)
         except MismatchError:
             refused.append(True)
         else:

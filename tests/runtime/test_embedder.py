@@ -77,6 +77,23 @@ def test_paths_texts_pictures_and_arrays_of_one_photo_agree(model: Path, tmp_pat
     assert spec.decode_size() == 32
 
 
+def test_one_core_a_run_gives_the_same_vectors_with_a_run_for_every_core(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkit.runtime.embedder.usable_cores", lambda: 3)
+    paths = _photos(tmp_path, 20)
+    with (
+        Embedder.load(model, device="cpu") as whole,
+        Embedder.load(model, device="cpu", threads=1) as narrow,
+    ):
+        assert (whole.runs_at_once(), narrow.runs_at_once()) == (1, 3)
+        assert [narrow.runs_at_once(workers) for workers in (1, 2, 9)] == [1, 2, 3]
+        rows = [one.vector for one in narrow.embed_files(paths, batch=6)]
+        np.testing.assert_allclose(np.array(rows), whole.embed(paths), atol=2e-6)
+    with Embedder.load(model, device="cpu", threads=2) as half:
+        assert half.runs_at_once() == 1
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
 def test_a_files_vector_hangs_on_its_batch_by_rounding_only(
     model: Path, tmp_path: Path, batch: int

@@ -99,6 +99,68 @@ def test_no_more_than_three_batches_are_ever_under_way() -> None:
     assert worst <= 15
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 50])
+@pytest.mark.parametrize(("batch", "runs"), [(8, 2), (2, 3), (32, 4), (1, 2)])
+def test_runs_side_by_side_give_the_same_in_the_same_order(
+    count: int, batch: int, runs: int
+) -> None:
+    sizes: list[int] = []
+
+    def run(pixels: Pixels) -> Vectors:
+        sizes.append(len(pixels))
+        time.sleep(0.002 * (int(pixels[0, 0, 0, 0]) % 3))  # later ones are done first
+        return _run(pixels)
+
+    results = list(embed_stream(range(count), read=_read, run=run, batch=batch, runs=runs))
+    assert [source for source, _ in results] == list(range(count))
+    assert [int(vector[0]) for _, vector in results] == list(range(count))
+    assert sum(sizes) == count
+    assert max(sizes, default=0) <= max(1, batch // runs)
+
+
+def test_as_many_runs_as_asked_are_inside_the_model_at_once() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def run(pixels: Pixels) -> Vectors:
+        together.wait()  # breaks unless three runs are inside at once
+        return _run(pixels)
+
+    assert len(list(embed_stream(range(18), read=_read, run=run, batch=6, runs=3))) == 18
+
+
+def test_side_by_side_runs_hold_no_more_pictures_than_one() -> None:
+    taken = 0
+
+    def sources() -> Iterator[int]:
+        nonlocal taken
+        for number in range(300):
+            taken += 1
+            yield number
+
+    worst = 0
+    stream = embed_stream(sources(), read=_read, run=_run, batch=16, workers=4, runs=4)
+    for done, _ in enumerate(stream):
+        worst = max(worst, taken - done)
+    assert taken == 300
+    assert worst <= 48
+
+
+def test_the_model_runs_on_while_the_results_are_used() -> None:
+    begun: list[int] = []
+
+    def run(pixels: Pixels) -> Vectors:
+        begun.append(int(pixels[0, 0, 0, 0]))
+        return _run(pixels)
+
+    stream = embed_stream(range(6), read=_read, run=run, batch=2)
+    next(stream)
+    until = time.monotonic() + 20
+    while len(begun) < 3 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert begun == [0, 2, 4]
+    stream.close()
+
+
 def test_nothing_happens_before_the_first_result_is_asked_for() -> None:
     def sources() -> Iterator[int]:
         raise AssertionError("taken too early")
@@ -136,8 +198,9 @@ def test_pictures_are_decoded_side_by_side() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("where", ["sources", "read", "run", "consumer"])
+@pytest.mark.parametrize("runs", [1, 3])
 def test_an_error_comes_through_from_anywhere_and_no_thread_stays(
-    where: str, error: type[BaseException]
+    where: str, error: type[BaseException], runs: int
 ) -> None:
     def sources() -> Iterator[int]:
         for number in range(40):
@@ -156,7 +219,7 @@ def test_an_error_comes_through_from_anywhere_and_no_thread_stays(
         return _run(pixels)
 
     def consume() -> None:
-        stream = embed_stream(sources(), read=read, run=run, batch=4, workers=3)
+        stream = embed_stream(sources(), read=read, run=run, batch=4, workers=3, runs=runs)
         for number, _ in stream:
             if where == "consumer" and number == 20:
                 raise error("here")
@@ -181,10 +244,12 @@ def test_closing_early_drops_what_was_not_begun() -> None:
     assert len(begun) <= 12
 
 
-@pytest.mark.parametrize(("batch", "workers"), [(0, 1), (-1, 1), (1, 0), (1, -2)])
-def test_sizes_below_one_are_refused_at_the_call(batch: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "workers", "runs"), [(0, 1, 1), (-1, 1, 1), (1, 0, 1), (1, -2, 1), (1, 1, 0)]
+)
+def test_sizes_below_one_are_refused_at_the_call(batch: int, workers: int, runs: int) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        embed_stream([], read=_read, run=_run, batch=batch, workers=workers)
+        embed_stream([], read=_read, run=_run, batch=batch, workers=workers, runs=runs)
 
 
 def test_there_is_at_least_one_core() -> None:
