@@ -118,6 +118,12 @@ def embed_sources(
     """
     started = time.monotonic()
     form = format_of(output)
+    if output.parts[0].endswith(":"):  # what a path makes of s3://bucket/vectors.npy
+        raise UsageError(
+            "vectors are written to a file on this machine, and copied elsewhere afterwards",
+            facts=f"{output} is an address",
+            hint=f"-o {output.name}",
+        )
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent}", hint="name one that is there: -o")
     first = list(islice(sources, 1))

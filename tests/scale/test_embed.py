@@ -195,6 +195,12 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path, nam
     assert engine.asked == []
 
 
+def test_an_address_is_no_output() -> None:
+    with pytest.raises(UsageError, match="on this machine") as told:
+        embed_sources(numbered(3), Path("s3://bucket/v.npy"), Engine(), CONTRACT)
+    assert told.value.hint == "-o v.npy"
+
+
 def test_memory_does_not_grow_with_the_number_of_sources(tmp_path: Path) -> None:
     class Forgetful(Engine):
         def __call__(
