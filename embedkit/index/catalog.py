@@ -40,10 +40,10 @@ from embedkit.index.learned import Learned, check_kind
 from embedkit.index.names import Names
 from embedkit.index.scan import scan
 from embedkit.index.several import check_type, likeness
+from embedkit.runtime.codebooks import Codebooks, Codes
 
 if TYPE_CHECKING:
     from embedkit.runtime import Embedder, ModelContract
-    from embedkit.runtime.codebooks import Codebooks, Codes
 
 __all__ = [
     "Catalog",
