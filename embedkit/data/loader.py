@@ -110,14 +110,14 @@ class PhotoLoader:
             try:
                 if key is None or self._augment is None:
                     return self._kept(self._small, row, self._read_plain)
-                photo = self._kept(self._large, row, self._read_large)
+                image = Image.fromarray(self._kept(self._large, row, self._read_large))
             except ImageError as error:
                 raise DataError(
                     f"the photo {str(self._paths[row])!r} can no longer be read",
                     facts=error.reason,
                     hint="bring it back, or begin a new run without it",
                 ) from error
-            return self._augment(photo, self._preprocess, np.random.default_rng(key))
+            return self._augment(image, self._preprocess, np.random.default_rng(key))
 
         return pixels
 

@@ -883,7 +883,7 @@ def _create_optimizer(groups: Iterable[Group], weight_decay: float) -> torch.opt
         for group in groups
         if (learning := [part for part in group.parameters if part.requires_grad])
     ]
-    return torch.optim.AdamW(settings, fused=True)
+    return torch.optim.AdamW(settings)
 
 
 def _read_saved(run_dir: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
