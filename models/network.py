@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -121,11 +121,16 @@ def create_network(
     image_size: Size,
     mean: Sequence[float],
     std: Sequence[float],
+    make: Callable[..., EmbeddingNet] = EmbeddingNet,
 ) -> EmbeddingNet:
-    """An `EmbeddingNet` from names; errors as `create_backbone` and `create_pooling` raise them."""
+    """An `EmbeddingNet` from names; errors as `create_backbone` and `create_pooling` raise them.
+
+    Args:
+        make: Another class that takes the same arguments, its own ones bound by `partial`.
+    """
     body = create_backbone(backbone, weights=weights, image_size=image_size)
     pool = create_pooling(pooling, body.num_features)
-    return EmbeddingNet(body, pool, dim, mean=mean, std=std)
+    return make(body, pool, dim, mean=mean, std=std)
 
 
 def freeze_batch_norm(net: EmbeddingNet) -> None:

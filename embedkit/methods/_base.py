@@ -211,6 +211,10 @@ class Method(nn.Module):
         """Tell-tales of the last step; ``spread`` raises the alarm of a collapse."""
         return self.loss.stats
 
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
+        """What `create_network` makes: a subclass with its own arguments bound by `partial`."""
+        return EmbeddingNet
+
     def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
         """The network before training; the only place where this method's network is made.
 
@@ -228,6 +232,7 @@ class Method(nn.Module):
             image_size=(preprocess.height, preprocess.width),
             mean=preprocess.mean,
             std=preprocess.std,
+            make=self.network_class(recipe),
         )
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:

@@ -9,8 +9,8 @@ cannot be learned from has all photos; no photo is twice in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit import losses, models
+from embedkit import losses
 from embedkit.data import PKSampler
 from embedkit.losses import MetricLoss
 from embedkit.losses._base import check_choice, check_number, check_whole
@@ -84,19 +84,8 @@ class DivideAndConquer(Method):
         else:
             self.loss = losses.create("margin", margin=margin, beta=beta)
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
-        preprocess = recipe.preprocess()
-        size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return DividedNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
-            slices=self.learners,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
+        return partial(DividedNet, slices=self.learners)
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:
         self._labels, self._epoch_steps = setting.labels, setting.epoch_steps

@@ -19,13 +19,14 @@ their own can satisfy it without looking elsewhere.
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from embedkit import losses, models
+from embedkit import losses
 from embedkit.losses._base import check_number, check_whole
 from embedkit.methods._base import Batch, Method, Outcome
 from embedkit.models import EmbeddingNet
@@ -77,20 +78,10 @@ class DecoupledByAttention(Method):
         self.margin = check_number("margin", margin, above=0)
         self._told: dict[str, float] = {}
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
         preprocess = recipe.preprocess()
         size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return AttendedNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
-            branches=self.branches,
-            image_size=size,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+        return partial(AttendedNet, branches=self.branches, image_size=size)
 
     def step(self, network: EmbeddingNet, batch: Batch) -> Outcome:
         embeddings = network(batch.pixels)

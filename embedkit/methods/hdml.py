@@ -10,14 +10,14 @@ stay out of the exported BatchNorm. The paper's triplet form is left out.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedkit import losses, models
+from embedkit import losses
 from embedkit.data import PKSampler
 from embedkit.losses._base import check_number, check_whole
 from embedkit.losses._pairs import first_two
@@ -92,18 +92,8 @@ class HardnessAware(Method):
         self.loss = losses.create("npair", l2=self.l2 / 2)
         self._told: dict[str, float] = {}
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
-        preprocess = recipe.preprocess()
-        size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return StandardizedNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
+        return StandardizedNet
 
     def sampler(self, setting: Setting, steps: int | None) -> Sampler:
         return PKSampler(

@@ -10,14 +10,13 @@ The text tower and the term that brings the two modalities together (MMD) have n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
 
-from embedkit import models
 from embedkit.losses import MetricLoss
 from embedkit.losses._base import check_choice, check_number, check_whole, unit_rows
 from embedkit.losses._pairs import distances_of_cosines, pair_stats, same_and_other, with_slope
@@ -64,19 +63,8 @@ class SeveralVectors(Method):
         self._told = 0.0
         self.loss = _MutualRanking(vectors=vectors, margin=margin, mining=mining)
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
-        preprocess = recipe.preprocess()
-        size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return PolysemousNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
-            vectors=self._vectors,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
+        return partial(PolysemousNet, vectors=self._vectors)
 
     def step(self, network: EmbeddingNet, batch: Batch) -> Outcome:
         both = cast(PolysemousNet, network).vectors_and_residuals(batch.pixels).float()

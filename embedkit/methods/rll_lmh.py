@@ -8,13 +8,14 @@ and so is that --dim is the width of all three together.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from embedkit import losses, models
+from embedkit import losses
 from embedkit.methods._base import Batch, Method, Outcome
 from embedkit.models import EmbeddingNet
 from embedkit.models.branched import BranchedNet, branch_widths
@@ -57,19 +58,10 @@ class RankedListAtThreeDepths(Method):
         )
         self._told: dict[str, float] = {}
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
         preprocess = recipe.preprocess()
         size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return BranchedNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
-            image_size=size,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+        return partial(BranchedNet, image_size=size)
 
     def step(self, network: EmbeddingNet, batch: Batch) -> Outcome:
         embeddings = network(batch.pixels)

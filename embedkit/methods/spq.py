@@ -8,10 +8,11 @@ asymmetric search.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from embedkit import losses, models
+from embedkit import losses
 from embedkit.losses._base import check_choice, check_number, check_whole
 from embedkit.losses.spq import ProductQuantizationLoss
 from embedkit.methods._base import Batch, Group, Method, Outcome, Setting
@@ -68,20 +69,12 @@ class SupervisedProductQuantization(Method):
             "sharp": check_number("sharp", sharp, least=0),
         }
 
-    def create_network(self, recipe: Recipe, *, weights: str) -> EmbeddingNet:
-        preprocess = recipe.preprocess()
-        size = preprocess.height, preprocess.width
-        start = weights if weights in ("none", "imagenet") else Path(weights)
-        backbone = models.create_backbone(recipe.backbone, weights=start, image_size=size)
-        return QuantizedNet(
-            backbone,
-            models.create_pooling(recipe.pooling, backbone.num_features),
-            recipe.dim,
+    def network_class(self, recipe: Recipe) -> Callable[..., EmbeddingNet]:
+        return partial(
+            QuantizedNet,
             subspaces=self._subspaces,
             words=self._words,
             temperature=self._temperature if self._assign == "distance" else None,
-            mean=preprocess.mean,
-            std=preprocess.std,
         )
 
     def prepare(self, setting: Setting, network: EmbeddingNet) -> None:
