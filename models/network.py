@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedkit.errors import UsageError
 from embedkit.models.backbone import Backbone, Size, stage_of
+from embedkit.models.folded import fold, unfold
 from embedkit.models.pooling import AveragePooling, GemPooling, SecondOrderPooling, create_pooling
 from embedkit.models.zoo import create_backbone
 
@@ -99,7 +100,10 @@ class EmbeddingNet(nn.Module):
         return feature_map
 
     def train(self, mode: bool = True) -> EmbeddingNet:
-        """Training mode for all but what is frozen; evaluation mode for everything."""
+        """Training mode for all but what is frozen; evaluation mode for everything.
+
+        Frozen batch normalisations are part of their convolutions while training; see `fold`.
+        """
         super().train(mode)
         if mode:
             for name, module in self.backbone.body.named_modules():
@@ -109,6 +113,11 @@ class EmbeddingNet(nn.Module):
                 for module in self.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
+        # Only while training: what is measured and exported is the network as it was made.
+        if mode and self.batch_norm_frozen:
+            fold(self.backbone.body)
+        else:
+            unfold(self.backbone.body)
         return self
 
 
