@@ -1,6 +1,7 @@
 """The index against autofaiss, hnswlib and usearch: recall@10, queries a second, bytes, build time.
 
-    python -m benchmarks.index [--quick] [--real CATALOG.faiss] [--sizes 100000x512,1000000x128]
+    python -m benchmarks.index [--quick] [--sizes 100000x512,1000000x128]
+    python -m benchmarks.index --sizes 100000x512 --photos FOLDER --model model.onnx
 
 One thread throughout; each engine in a process of its own, on the same vectors and queries, which
 are not in the index. hnswlib and usearch are built as they come (M 16) and searched with the least
@@ -9,8 +10,8 @@ itself for 10 ms a query. embedkit is timed through `Catalog.search`, with names
 and beside it FAISS alone on the same file. Two sets of vectors:
 
 * synthetic: classes of twenty in 24 dimensions of meaning, with noise in all of them.
-* real, with ``--real``: the vectors of any index of yours, repeated with noise where they are fewer
-  (then near copies abound, and it says so).
+* real, with ``--photos``: a model's vectors of random crops of photos, a tenth to the whole of one.
+  The model's width must be the size's. Figures are kept in ``index-photos.json``.
 
 autofaiss needs numpy 1, which no extra does: give this an environment of its own, with
 ``pip install . autofaiss hnswlib usearch "pyarrow<21"``.
@@ -74,22 +75,31 @@ def synthetic(count: int, dim: int) -> Vectors:
     return rows
 
 
-def real(catalog: Path, count: int) -> tuple[Vectors, str]:
-    """`count` vectors of an index, repeated with noise where it holds fewer; and what they are."""
-    from embedkit.index import Catalog
+def of_photos(folder: Path, model: Path, count: int) -> tuple[Vectors, str]:
+    """Vectors ``(count, D)`` of random crops, as many of every photo, and what they are."""
+    from PIL import Image
 
-    opened = Catalog.open(catalog)
-    held = len(opened)
+    from embedkit import Embedder
+    from embedkit.imaging import decode
+
+    embedder = Embedder.load(model)
+    photos = sorted(folder.rglob("*.jpg"))
     rng = np.random.default_rng(0)
-    order = np.concatenate([rng.permutation(held) for _ in range(-(-count // held))])[:count]
-    rows = opened.vectors(np.arange(held))[order]
-    if held >= count:
-        return rows, f"{count:,} of {held:,} vectors of {catalog.name}"
-    rows += rng.standard_normal(rows.shape, dtype=np.float32) * np.float32(
-        0.3 / rows.shape[1] ** 0.5
-    )
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows, f"{held:,} vectors of {catalog.name}, repeated with noise of length 0.3"
+    each = -(-count // len(photos))
+
+    def crops(path: Path) -> list[Image.Image]:
+        photo = decode(path)
+        parts = []
+        for share in rng.uniform(0.1, 1, each) ** 0.5:
+            width, height = (max(16, round(share * side)) for side in photo.size)
+            left = rng.integers(0, max(1, photo.width - width + 1))
+            top = rng.integers(0, max(1, photo.height - height + 1))
+            parts.append(photo.crop((left, top, left + width, top + height)))
+        return parts
+
+    rows = np.concatenate([embedder.embed(crops(path)) for path in photos])
+    rows = rows[rng.permutation(len(rows))[:count]]
+    return rows, f"{count:,} random crops of {len(photos):,} photos"
 
 
 def measure(engine: str, folder: Path) -> dict[str, Any]:
@@ -327,7 +337,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="30,000 x 64 only: about a minute")
     parser.add_argument("--sizes", default="100000x512,1000000x128")
-    parser.add_argument("--real", type=Path, help="an index whose vectors to take")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG photos to crop")
+    parser.add_argument("--model", type=Path, help="the model that embeds the crops")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -341,15 +352,26 @@ def main() -> None:
         else [tuple(map(int, size.split("x"))) for size in asked.sizes.split(",")]
     )
     extra = _TUNING + _ASKED
-    runs = [_compare("synthetic", synthetic(count + extra, dim), engines) for count, dim in sizes]
-    if asked.real:
-        vectors, name = real(asked.real, sizes[0][0] + extra)
+    figures = {
+        "machine": machine(),
+        "peers": {
+            name: version(name) for name in ("autofaiss", "hnswlib", "usearch") if _there(name)
+        },
+        "runs": (runs := []),
+    }
+    for count, dim in sizes:
+        if asked.photos:
+            vectors, name = of_photos(asked.photos, asked.model, count + extra)
+            if vectors.shape[1] != dim:
+                parser.error(f"the model gives {vectors.shape[1]} numbers, not {dim}")
+        else:
+            vectors, name = synthetic(count + extra, dim), "synthetic"
         runs.append(_compare(name, vectors, engines))
-    peers = {name: version(name) for name in ("autofaiss", "hnswlib", "usearch") if _there(name)}
-    save(
-        "index-quick" if asked.quick else "index",
-        {"machine": machine(), "peers": peers, "runs": runs},
-    )
+        # After each, for a run takes an hour.
+        save(
+            "index" + ("-quick" if asked.quick else "") + ("-photos" if asked.photos else ""),
+            figures,
+        )
 
 
 def _there(package: str) -> bool:
