@@ -52,7 +52,7 @@ from embedkit.train.ema import WeightAverage
 from embedkit.train.events import EventLog, check_tensorboard
 from embedkit.train.examine import brief_check, examine, failure_lines, read_failures
 from embedkit.train.find_rate import STEPS, RangeTest, range_test
-from embedkit.train.guards import reproducible, seed_of, stop_requests
+from embedkit.train.guards import kept_memory, reproducible, seed_of, stop_requests
 from embedkit.train.large_batch import check_divisible, divided
 from embedkit.train.layer_decay import split_by_stage
 from embedkit.train.measure import brief, measure, quality, quality_name
@@ -136,7 +136,8 @@ def train(
             f"the run {run_dir} exists",
             hint=f"another --name, or: embedkit train --resume {run_dir}",
         )
-    with joined() as world, world.folder(run_dir) as folder, reproducible(place):
+    memory = kept_memory() if place.type == "cpu" else contextlib.nullcontext()
+    with joined() as world, world.folder(run_dir) as folder, reproducible(place), memory:
         torch.manual_seed(seed_of(recipe.seed, "network"))
         network = create_untrained(recipe, weights="none" if saved else recipe.weights)
         check = None
