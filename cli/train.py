@@ -210,6 +210,14 @@ def train(
         str | None,
         typer.Option(rich_help_panel=_OPTIMISATION, help="auto, off, bf16 or fp16 (auto)."),
     ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            rich_help_panel=_OPTIMISATION,
+            help="Compile the backbone, for CUDA (no).",
+        ),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -257,7 +265,9 @@ def train(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=_DATA, help="Decoding threads (one per core)."),
+        typer.Option(
+            "--workers", "-j", min=1, rich_help_panel=_DATA, help="Decoding threads (one per core)."
+        ),
     ] = None,
     # --- Wrong labels, and a teacher
     noise: Annotated[
@@ -351,6 +361,7 @@ def train(
         "warmup": warmup,
         "ema": ema,
         "amp": amp,
+        "compile": compile,
         "patience": patience,
         "eval_every": eval_every,
         "val_share": val_share,

@@ -16,7 +16,10 @@ __all__ = ["two_taps", "watched"]
 
 @contextmanager
 def watched(backbone: Backbone, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What these modules of the body give while the backbone runs, by name."""
+    """What these modules of the body give while the backbone runs, by name.
+
+    A compiled body is run as it is written: compiled code would not see new hooks.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -25,7 +28,8 @@ def watched(backbone: Backbone, names: Sequence[str]) -> Iterator[dict[str, Tens
 
     handles = [keep(name) for name in names]
     try:
-        yield seen
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -93,6 +93,8 @@ class Recipe:
         amp: Number format of the network's arithmetic: ``auto`` (on CUDA bf16, or fp16 where the
             GPU knows no bf16; elsewhere off), ``off``, ``bf16`` or ``fp16`` (CUDA only). The loss
             is computed in float32 always.
+        compile: Let PyTorch compile the backbone (`torch.compile`); the first steps then take a
+            minute. Meant for CUDA; on the CPU it was slower.
         seed: Of everything random: held-out classes, batches, augmentation, first weights.
         patience: Evaluations without a better MAP@R after which training ends; 0: never.
         eval_every: Epochs from one evaluation to the next.
@@ -141,6 +143,7 @@ class Recipe:
     warmup: float = 0.1
     ema: float | None = None
     amp: str = "auto"
+    compile: bool = False
     seed: int = 0
     patience: int = 5
     eval_every: int = 1

@@ -116,7 +116,8 @@ def describe(plan: Plan, tell: Reporter) -> None:
         f"head {recipe.head_learning_rate:g}{search}",
     )
     number = str(plan.amp or torch.float32).removeprefix("torch.")
-    tell.note("device", f"{plan.device} ({number}), {torch.get_num_threads()} threads")
+    compiled = ", compiled" if recipe.compile else ""
+    tell.note("device", f"{plan.device} ({number}{compiled}), {torch.get_num_threads()} threads")
 
 
 def tell_baseline(baseline: dict[str, Any], tell: Reporter) -> None:

@@ -231,6 +231,8 @@ class _Training:
         self.network = network.to(plan.device)
         if plan.device.type != "mps":
             network.to(memory_format=torch.channels_last)
+        if recipe.compile:
+            network.backbone.body.compile()
         check_divisible(network, chunk=recipe.chunk, world=world)
         self.average = WeightAverage(network, recipe.ema) if recipe.ema else None
         # Its weights are measured and kept.
