@@ -9,14 +9,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from embedkit.imaging import Pixels, Preprocess
 
-__all__ = ["Augment"]
+__all__ = ["Augment", "Cut"]
 
 _TRIES = 10
 _MOST_ENLARGED = 2.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a photo that has not its final size yet.
+
+    Attributes:
+        pixels: ``(h, w, 3)`` uint8, a view into the photo.
+        mirrored: Whether it is to be mirrored left to right.
+    """
+
+    pixels: Pixels
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -40,19 +52,22 @@ class Augment:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be a range above 0, got {self.ratio}")
 
-    def __call__(
-        self, image: Image.Image, preprocess: Preprocess, rng: np.random.Generator
-    ) -> Pixels:
-        """A decoded picture as ``(height, width, 3)`` uint8, in size and filter as `preprocess`.
+    def __call__(self, photo: Pixels, preprocess: Preprocess, rng: np.random.Generator) -> Pixels:
+        """A decoded photo, ``(height, width, 3)`` uint8, in size and filter as `preprocess`.
 
-        Cost: one antialiased resample, O(source pixels inside the crop).
+        Cost: one antialiased resample, O(pixels inside the crop).
         """
-        shape = preprocess.width / preprocess.height
-        box = self.box(image.width, image.height, shape, rng)
-        resample = Image.Resampling[preprocess.filter.upper()]
-        pixels = np.asarray(image.resize((preprocess.width, preprocess.height), resample, box=box))
-        mirrored = self.flip and rng.random() < 0.5
-        return pixels[:, ::-1] if mirrored else pixels
+        # Here, because the rest of this room is used where no torch is installed.
+        from embedkit.data.resample import resample
+
+        return resample(self.cut(photo, preprocess, rng), preprocess).numpy()
+
+    def cut(self, photo: Pixels, preprocess: Preprocess, rng: np.random.Generator) -> Cut:
+        """The crop by itself, of whole pixels, for whoever resamples it elsewhere."""
+        height, width = photo.shape[:2]
+        box = self.box(width, height, preprocess.width / preprocess.height, rng)
+        columns, rows = _whole(box[0], box[2], width), _whole(box[1], box[3], height)
+        return Cut(photo[rows, columns], mirrored=self.flip and bool(rng.random() < 0.5))
 
     def box(
         self, width: int, height: int, shape: float, rng: np.random.Generator
@@ -87,3 +102,9 @@ class Augment:
         """
         enlarged = min(1 / math.sqrt(self.scale[0]), _MOST_ENLARGED)
         return math.ceil(max(preprocess.width, preprocess.height) * enlarged)
+
+
+def _whole(low: float, high: float, end: int) -> slice:
+    """The pixels nearest to a stretch of 0..end, at least one."""
+    first = min(round(low), end - 1)
+    return slice(first, max(round(high), first + 1))

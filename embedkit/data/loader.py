@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedkit.data.augment import Augment
+from embedkit.data.augment import Augment, Cut
 from embedkit.errors import DataError, ImageError
 from embedkit.imaging import Pixels, Preprocess, decode, read_pixels
 
@@ -83,14 +84,40 @@ class PhotoLoader:
             DataError: A photo can no longer be read; names it.
         """
 
-        def job(step: int) -> list[Callable[[], Pixels]]:
-            rows = index_lists[step]
-            return [
-                self._job(int(rows[place]), [self._seed, epoch, step, place])
-                for place in range(len(rows))[part(len(rows))]
-            ]
+        augment = self._augment
 
-        return self._in_threads(job(step) for step in range(start, len(index_lists)))
+        def noisy(key: list[int], row: int) -> Pixels:
+            if augment is None:
+                return self._small_of(row)
+            return augment(self._large_of(row), self._preprocess, np.random.default_rng(key))
+
+        keyed = self._keyed(noisy, index_lists, epoch=epoch, start=start, part=part)
+        return (self._stack(pictures) for pictures in self._in_threads(keyed))
+
+    def cuts(
+        self,
+        index_lists: Sequence[Rows],
+        *,
+        epoch: int,
+        start: int = 0,
+        part: Callable[[int], slice] = slice,
+    ) -> Iterator[list[Cut]]:
+        """As `batches`, but the crops as they are cut, for `resample_on`.
+
+        Raises:
+            DataError: A photo can no longer be read; names it.
+            ValueError: There is no augmentation.
+        """
+        augment = self._augment
+        if augment is None:
+            raise ValueError("photos are cut by the augmentation, and there is none")
+
+        def noisy(key: list[int], row: int) -> Cut:
+            return augment.cut(self._large_of(row), self._preprocess, np.random.default_rng(key))
+
+        return self._in_threads(
+            self._keyed(noisy, index_lists, epoch=epoch, start=start, part=part)
+        )
 
     def plain(self, indices: Rows, batch: int) -> Iterator[Pixels]:
         """`read_pixels` of the photos at these places, `batch` at a time, in order.
@@ -100,52 +127,66 @@ class PhotoLoader:
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        return self._in_threads(
-            [self._job(int(row), None) for row in indices[start : start + batch]]
+        made = self._in_threads(
+            [partial(self._small_of, int(row)) for row in indices[start : start + batch]]
             for start in range(0, len(indices), batch)
         )
+        return (self._stack(pictures) for pictures in made)
 
-    def _job(self, row: int, key: list[int] | None) -> Callable[[], Pixels]:
-        def pixels() -> Pixels:
-            try:
-                if key is None or self._augment is None:
-                    return self._kept(self._small, row, self._read_plain)
-                image = Image.fromarray(self._kept(self._large, row, self._read_large))
-            except ImageError as error:
-                raise DataError(
-                    f"the photo {str(self._paths[row])!r} can no longer be read",
-                    facts=error.reason,
-                    hint="bring it back, or begin a new run without it",
-                ) from error
-            return self._augment(image, self._preprocess, np.random.default_rng(key))
+    def _keyed(
+        self,
+        make: Callable[[list[int], int], _Result],
+        index_lists: Sequence[Rows],
+        *,
+        epoch: int,
+        start: int,
+        part: Callable[[int], slice],
+    ) -> Iterator[list[Callable[[], _Result]]]:
+        """A job for each photo of a list; it is called with what its noise follows from."""
+        for step in range(start, len(index_lists)):
+            rows = index_lists[step]
+            yield [
+                partial(make, [self._seed, epoch, step, place], int(rows[place]))
+                for place in range(len(rows))[part(len(rows))]
+            ]
 
-        return pixels
+    def _small_of(self, row: int) -> Pixels:
+        return self._kept(self._small, row, self._read_plain)
 
-    def _in_threads(self, jobs: Iterable[list[Callable[[], Pixels]]]) -> Iterator[Pixels]:
+    def _large_of(self, row: int) -> Pixels:
+        return self._kept(self._large, row, self._read_large)
+
+    def _in_threads(
+        self, jobs: Iterable[list[Callable[[], _Result]]]
+    ) -> Generator[list[_Result], None, None]:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="embedkit-photos")
         try:
-            waiting: deque[list[Future[Pixels]]] = deque()
+            waiting: deque[list[Future[_Result]]] = deque()
             for job in jobs:
                 waiting.append([pool.submit(make) for make in job])
                 if len(waiting) > _PREFETCHED_BATCHES:
-                    yield self._stack(waiting.popleft())
+                    yield [made.result() for made in waiting.popleft()]
             while waiting:
-                yield self._stack(waiting.popleft())
+                yield [made.result() for made in waiting.popleft()]
         finally:
             # Also when the caller has left early: what has not begun is not begun.
             pool.shutdown(cancel_futures=True)
 
-    def _stack(self, futures: list[Future[Pixels]]) -> Pixels:
-        shape = (len(futures), self._preprocess.height, self._preprocess.width, 3)
-        batch = np.empty(shape, dtype=np.uint8)
-        for place, future in enumerate(futures):
-            batch[place] = future.result()
-        return batch
+    def _stack(self, pictures: list[Pixels]) -> Pixels:
+        shape = (len(pictures), self._preprocess.height, self._preprocess.width, 3)
+        return np.stack(pictures) if pictures else np.empty(shape, np.uint8)
 
     def _kept(self, shelf: dict[int, Pixels], row: int, read: Callable[[int], Pixels]) -> Pixels:
         if row in shelf:
             return shelf[row]
-        pixels = read(row)
+        try:
+            pixels = read(row)
+        except ImageError as error:
+            raise DataError(
+                f"the photo {str(self._paths[row])!r} can no longer be read",
+                facts=error.reason,
+                hint="bring it back, or begin a new run without it",
+            ) from error
         with self._lock:
             if row not in shelf and pixels.nbytes <= self._bytes_left:
                 shelf[row] = pixels

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from embedkit import methods
 from embedkit.atomic import published
 from embedkit.data import Augment, PhotoLoader, PhotoSet
+from embedkit.data.resample import resample_on
 from embedkit.errors import (
     Interrupted,
     MismatchError,
@@ -328,12 +329,7 @@ class _Training:
             self._begin_epoch()
         batches = self.sampler.batches(progress.epoch)[: plan.steps_of(progress.epoch)]
         sizes = [len(batch) for batch in batches]
-        pictures = self.loader.batches(
-            [self.train_rows[batch] for batch in batches],
-            epoch=progress.epoch,
-            start=progress.step,
-            part=self.world.part,
-        )
+        pictures = self._pictures(batches, progress.epoch, progress.step)
         self.network.train()
         self.method.train()
         name = f"epoch {progress.epoch + 1}/{plan.epochs}"
@@ -352,7 +348,24 @@ class _Training:
         self.method.begin_epoch(self.progress.epoch, _View(self))
         self.world.align(self.network, self.method)
 
-    def _timed(self, pictures: Iterator[Pixels]) -> Iterator[Pixels]:
+    def _pictures(
+        self, batches: Sequence[npt.NDArray[np.int64]], epoch: int, start: int
+    ) -> Iterator[Tensor]:
+        """Of each batch from `start` on, this process's pictures with their noise, on the device.
+
+        A GPU resamples the crops itself: threads on the CPU could not keep up with it.
+        """
+        device, part = self.plan.device, self.world.part
+        places = [self.train_rows[batch] for batch in batches]
+        if device.type == "cuda":
+            preprocess = self.recipe.preprocess()
+            for cuts in self.loader.cuts(places, epoch=epoch, start=start, part=part):
+                yield resample_on(device, cuts, preprocess)
+        else:
+            for pixels in self.loader.batches(places, epoch=epoch, start=start, part=part):
+                yield torch.from_numpy(pixels).to(device)
+
+    def _timed(self, pictures: Iterator[Tensor]) -> Iterator[Tensor]:
         """The same, adding up how long the network waits for them."""
         while True:
             began = time.monotonic()
@@ -362,10 +375,10 @@ class _Training:
                 return
             yield pixels
 
-    def _batch(self, rows: npt.NDArray[np.int64], pixels: Pixels) -> Batch:
+    def _batch(self, rows: npt.NDArray[np.int64], pixels: Tensor) -> Batch:
         place = self.plan.device
         return Batch(
-            pixels=self._to_device(pixels),
+            pixels=pixels,
             rows=torch.from_numpy(rows).to(place),
             labels=torch.from_numpy(self.setting.labels[rows]).to(place),
             targets=None if self.targets is None else self.targets[rows].to(place),
@@ -475,8 +488,7 @@ class _Training:
         """The batches and pictures are those of a first epoch of so many steps."""
         self._begin_epoch()
         batches = self.method.sampler(self.setting, STEPS).batches(0)
-        places = [self.train_rows[batch] for batch in batches]
-        pictures = self.loader.batches(places, epoch=0, start=0, part=self.world.part)
+        pictures = self._pictures(batches, 0, 0)
         self.network.train()
         self.method.train()
         with self.tell.progress("rates", STEPS) as advance:
@@ -886,7 +898,7 @@ def _create_optimizer(groups: Iterable[Group], weight_decay: float) -> torch.opt
         for group in groups
         if (learning := [part for part in group.parameters if part.requires_grad])
     ]
-    return torch.optim.AdamW(settings)
+    return torch.optim.AdamW(settings, fused=True)
 
 
 def _read_saved(run_dir: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedkit.data import Augment
-from embedkit.imaging import Preprocess
+from embedkit.imaging import Pixels, Preprocess
 
 
-def noise_picture(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def noise_picture(width: int, height: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 
 
 @given(
@@ -56,25 +55,47 @@ def test_a_picture_that_no_crop_fits_is_cropped_in_the_middle() -> None:
     assert box == pytest.approx((500 - 20 / 3, 0, 500 + 20 / 3, 10))
 
 
-def test_the_whole_picture_is_a_plain_resize() -> None:
-    picture = noise_picture(50, 50)
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [9, 50, 123])
+def test_the_whole_picture_is_resized_as_pillow_does_it(filter: str, side: int) -> None:
+    picture = noise_picture(side, side)
     whole = Augment(scale=(1, 1), ratio=(1, 1), flip=False)
-    preprocess = Preprocess(height=32, width=32, filter="bilinear")
-    got = whole(picture, preprocess, np.random.default_rng(0))
-    expected = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR))
-    assert np.array_equal(got, expected)
+    got = whole(picture, Preprocess(height=32, width=32, filter=filter), np.random.default_rng(0))
+    resample = Image.Resampling[filter.upper()]
+    expected = np.asarray(Image.fromarray(picture).resize((32, 32), resample))
+    apart = np.abs(got.astype(int) - expected.astype(int))
+    assert apart.max() <= 1
+    assert apart.mean() < 0.02
+
+
+def test_a_crop_is_that_part_of_the_picture_on_whole_pixels() -> None:
+    picture = noise_picture(120, 80)
+    preprocess = Preprocess(height=16, width=24)
+    for seed in range(20):
+        got = Augment(flip=False)(picture, preprocess, np.random.default_rng(seed))
+        box = Augment().box(120, 80, 24 / 16, np.random.default_rng(seed))
+        part = Image.fromarray(picture).crop(tuple(round(side) for side in box))
+        expected = np.asarray(part.resize((24, 16), Image.Resampling.BICUBIC))
+        assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+
+
+@given(width=st.integers(1, 5), height=st.integers(1, 5), seed=st.integers(0, 50))
+def test_a_picture_of_a_few_pixels_still_gives_a_crop(width: int, height: int, seed: int) -> None:
+    augment = Augment(scale=(0.01, 0.02))
+    picture = noise_picture(width, height)
+    got = augment(picture, Preprocess(height=4, width=6), np.random.default_rng(seed))
+    assert got.shape == (4, 6, 3)
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:
     picture = noise_picture(16, 16)
     augment = Augment(scale=(1, 1), ratio=(1, 1), flip=True)
     preprocess = Preprocess(height=16, width=16)
-    original = np.asarray(picture)
     mirrored = 0
     for seed in range(200):
         got = augment(picture, preprocess, np.random.default_rng(seed))
-        is_mirrored = np.array_equal(got, original[:, ::-1])
-        assert is_mirrored or np.array_equal(got, original)
+        is_mirrored = np.array_equal(got, picture[:, ::-1])
+        assert is_mirrored or np.array_equal(got, picture)
         mirrored += is_mirrored
     assert 70 < mirrored < 130
 
@@ -83,7 +104,7 @@ def test_an_oblong_input_is_filled_without_stretching() -> None:
     # A disc stays a disc: as wide as high, in pixels, whatever the input's shape.
     rows, columns = np.mgrid[:200, :200]
     disc = ((rows - 100) ** 2 + (columns - 100) ** 2 < 30**2) * np.uint8(255)
-    picture = Image.fromarray(np.repeat(disc[:, :, None], 3, axis=2))
+    picture = np.repeat(disc[:, :, None], 3, axis=2)
     augment = Augment(scale=(0.4, 0.4), ratio=(1, 1), flip=False)
     got = augment(picture, Preprocess(height=40, width=80), np.random.default_rng(3))[:, :, 0] > 127
     assert got.shape == (40, 80)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from embedkit.data import Augment, PhotoLoader
 from embedkit.data import loader as loader_module
+from embedkit.data.resample import resample_on
 from embedkit.errors import DataError
 from embedkit.imaging import Pixels, Preprocess, decode, read_pixels
 
@@ -78,9 +80,9 @@ def test_each_photo_is_augmented_by_seed_epoch_step_and_place_alone(files: list[
     got = epoch_of(make_loader(files, seed=5), epoch=3)
     for step, rows in enumerate(LISTS):
         for place, row in enumerate(rows):
-            picture = decode(files[row])
+            picture = np.asarray(decode(files[row]))
             side = AUGMENT.decode_size(PREPROCESS)
-            if min(picture.size) > side:
+            if min(picture.shape[:2]) > side:
                 continue  # shrunk first: the next test
             rng = np.random.default_rng([5, 3, step, place])
             assert np.array_equal(got[step][place], AUGMENT(picture, PREPROCESS, rng))
@@ -91,7 +93,7 @@ def test_each_photo_is_augmented_by_seed_epoch_step_and_place_alone(files: list[
 
 def test_shrinking_first_changes_a_crop_by_very_little(files: list[Path]) -> None:
     got = epoch_of(make_loader(files))[1][0]  # 640 x 480, crops of a 32 x 24 input
-    full = AUGMENT(decode(files[4]), PREPROCESS, np.random.default_rng([0, 0, 1, 0]))
+    full = AUGMENT(np.asarray(decode(files[4])), PREPROCESS, np.random.default_rng([0, 0, 1, 0]))
     assert np.abs(got.astype(int) - full.astype(int)).mean() < 4
 
 
@@ -168,18 +170,35 @@ def test_only_the_next_two_batches_are_made_ahead(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    loader = make_loader(files)
-    job = loader._job
+    loader = make_loader([files[step % len(files)] for step in range(10)])
+    read = loader._large_of
 
-    def noted(row: int, key: list[int]) -> Callable[[], Pixels]:
-        asked.append(key[2])
-        return job(row, key)
+    def noted(row: int) -> Pixels:
+        asked.append(row)
+        return read(row)
 
-    monkeypatch.setattr(loader, "_job", noted)
-    stream = loader.batches([[0]] * 10, epoch=0)
+    monkeypatch.setattr(loader, "_large_of", noted)
+    stream = loader.batches([[step] for step in range(10)], epoch=0)
     for step in range(10):
         next(stream)
+        give_up = time.monotonic() + 10
+        while max(asked) < min(step + 2, 9) and time.monotonic() < give_up:
+            time.sleep(0.001)
         assert max(asked) == min(step + 2, 9)
+
+
+def test_crops_resampled_together_on_a_device_are_the_same_pictures(files: list[Path]) -> None:
+    loader = make_loader(files)
+    for start in (0, 2):
+        expected = epoch_of(loader, epoch=1, start=start)
+        stream = loader.cuts(LISTS, epoch=1, start=start)
+        got = [resample_on(torch.device("cpu"), cuts, PREPROCESS).numpy() for cuts in stream]
+        assert same(got, expected)
+    none = [list(cuts) for cuts in loader.cuts(LISTS, epoch=1, part=lambda size: slice(0, 0))]
+    assert none == [[] for _ in LISTS]
+    assert resample_on(torch.device("cpu"), [], PREPROCESS).shape == (0, 32, 24, 3)
+    with pytest.raises(ValueError, match="there is none"):
+        make_loader(files, augment=None).cuts(LISTS, epoch=1)
 
 
 def test_a_photo_that_vanishes_during_training_is_named(tmp_path: Path, files: list[Path]) -> None:
