@@ -24,6 +24,7 @@ from torch import nn
 from benchmarks.losses import PEERS
 from embedkit.evaluate import retrieval_metrics
 from embedkit.models import EmbeddingNet, create_network, freeze_batch_norm, freeze_stages
+from embedkit.models.folded import unfold
 
 __all__ = ["WARM", "Course", "Stopwatch", "Update"]
 
@@ -81,12 +82,12 @@ class Course:
         """Of the square pixels, which are as large as `create_network` is told."""
         return int(self.network["image_size"][0])
 
-    def first_network(self) -> EmbeddingNet:
-        """The same weights each time, in training mode."""
+    def first_network(self, make: type[EmbeddingNet] | None = None) -> EmbeddingNet:
+        """The same weights each time, in training mode; others train it as torchvision wrote it."""
         torch.manual_seed(self.seed)
         weights = self.network["weights"]
         known = weights if weights in ("none", "imagenet") else Path(weights)
-        network = create_network(**{**self.network, "weights": known})
+        network = create_network(**{**self.network, "weights": known}, make=make or _Unfolded)
         freeze_stages(network, self.freeze)
         if self.batch_norm_frozen:
             freeze_batch_norm(network)
@@ -98,6 +99,15 @@ class Course:
         if self.loss in _SIZED:
             return _SIZED[self.loss](max(self.labels) + 1, self.network["dim"])
         return PEERS[self.loss][1]()
+
+
+class _Unfolded(EmbeddingNet):
+    """Frozen batch normalisations stay layers of their own."""
+
+    def train(self, mode: bool = True) -> EmbeddingNet:
+        super().train(mode)
+        unfold(self.backbone.body)
+        return self
 
 
 class Update:
