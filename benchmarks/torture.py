@@ -244,9 +244,9 @@ def _acts() -> list[_Act]:
         return merge_indexes(at / "m.faiss", [at / "c.faiss", at / "d.faiss"])
 
     def merge_again(at: Path) -> object:
-        with contextlib.suppress(UsageError):  # it is there, or all of it but the catalog
-            merge(at)
-        return compact_index(at / "m.faiss")
+        with contextlib.suppress(UsageError):  # it is there already, and whole
+            return merge(at)
+        return None
 
     def compact(at: Path) -> object:
         return compact_index(at / "c.faiss")

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from embedkit.atomic import sync_folder
 from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
@@ -69,8 +70,11 @@ def merge_indexes(
     shards have, a vector counts more than a failure, and then the shard named first, which also
     says what kind of index it is to be, where `wanted` does not.
 
+    Killed or failed on the way, the same call finishes: what was put together is published, or,
+    where a shard or `wanted` is another now, put together anew.
+
     Args:
-        out: The new catalog; must not be there.
+        out: The new catalog; must not be there, but for an unfinished one of these shards.
         indexes: At least one catalog with its store.
         wanted: The type of index, recall and memory; ``Wanted("ivf-disk")`` for more pictures than
             memory holds.
@@ -97,21 +101,26 @@ def merge_indexes(
         raise UsageError(f"{twice} was named twice")
     if not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}")
-    runs = [known_run(shard) for shard in shards]
-    for shard, run in zip(shards[1:], runs[1:], strict=True):
-        if run.fingerprint != runs[0].fingerprint:
-            raise _different(shards[0], runs[0], shard, run)
     kind = wanted or Wanted()
-    contract = ModelContract.loads(runs[0].contract)
-    check_type(contract, kind)
-    check_kind(kind.type, contract)
-    roots = [resolve_path(run.root, at.parent) for at, run in zip(shards, runs, strict=True)]
-    root = roots[0] if len(set(roots)) == 1 else Path(os.path.commonpath(roots))
     with ExitStack() as open_:
         if not dry_run:
             open_.enter_context(writer_lock(out))
             remove_leftovers(out)
-        _check_free(out)
+        begun = _begun(out)
+        if begun and _is_still(begun, shards, kind, out.parent):
+            return _finished(out, begun, building=building, dry_run=dry_run)
+        runs = [known_run(shard) for shard in shards]
+        for shard, run in zip(shards[1:], runs[1:], strict=True):
+            if run.fingerprint != runs[0].fingerprint:
+                raise _different(shards[0], runs[0], shard, run)
+        contract = ModelContract.loads(runs[0].contract)
+        check_type(contract, kind)
+        check_kind(kind.type, contract)
+        names = _names(shards, out.parent)
+        if out.exists() or begun is None or [*begun["shards"]] != names:
+            _check_free(out, begun)
+        roots = [resolve_path(run.root, at.parent) for at, run in zip(shards, runs, strict=True)]
+        root = roots[0] if len(set(roots)) == 1 else Path(os.path.commonpath(roots))
         parts = list(zip(shards, roots, strict=True))
         if dry_run:
             with Store(None) as merged:
@@ -124,21 +133,77 @@ def merge_indexes(
                 with Store(store_path(shards[0]), read_only=True) as first:
                     merged.want(kind.over(Wanted.loads(first.wanted())).dumps())
                 report = _fill(merged, parts, root, keep=True, building=building)
+                begun = {
+                    "shards": dict(zip(names, (run.published for run in runs), strict=True)),
+                    "wanted": kind.dumps(),
+                    "parts": report.parts,
+                    "duplicates": report.duplicates,
+                    "differing": report.differing,
+                }
+                merged.set_published(json.dumps(begun))
+            _remove(store_path(out))
             unfinished.replace(store_path(out))
             sync_folder(out.parent)
         except OSError as error:
             raise EmbedKitError(f"{store_path(out)} cannot be written", facts=str(error)) from error
         finally:
             _remove(unfinished)
+        return _finished(out, begun, building=building, dry_run=False)
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """What an unfinished merge into `out` was of; None where there is none."""
+    if not store_path(out).exists():
+        return None
+    try:
+        with Store(store_path(out), read_only=True) as store:
+            run = store.run()
+    except MismatchError:
+        return None  # no store of ours: not to be touched
+    return json.loads(run.published) if run and run.merging else None
+
+
+def _is_still(begun: dict[str, Any], shards: list[Path], kind: Wanted, here: Path) -> bool:
+    """Whether this merge was begun, and its shards are what they were, or gone since."""
+    if [*begun["shards"]] != _names(shards, here) or begun["wanted"] != kind.dumps():
+        return False
+    return all(
+        was and was == known_run(shard).published
+        for shard, was in zip(shards, begun["shards"].values(), strict=True)
+        if store_path(shard).exists()
+    )
+
+
+def _finished(
+    out: Path, begun: dict[str, Any], *, building: Building | None, dry_run: bool
+) -> Merged:
+    """Publish what was put together, and say what that was."""
+    with Store(store_path(out), read_only=dry_run) as merged:
+        run = merged.run()
+        assert run is not None, "a merge says first whose it is"
+        report = Merged(
+            parts=begun["parts"],
+            count=merged.count_usable(),
+            duplicates=begun["duplicates"],
+            differing=begun["differing"],
+            failures=merged.count_failed(),
+            root=resolve_path(run.root, out.parent),
+        )
         try:
-            with Store(store_path(out)) as merged:
+            if not dry_run:
                 publish_store(merged, out, building)
         except UsageError:
             # It cannot be of the kind that was asked for: that is to be asked otherwise, and not to
             # be finished.
+            merged.close()
             _remove(store_path(out))
             raise
-        return report
+    return report
+
+
+def _names(shards: list[Path], here: Path) -> list[str]:
+    """The shards as a file in `here` remembers them."""
+    return [os.fsdecode(portable_path(shard, here)) for shard in shards]
 
 
 def _fill(
@@ -221,13 +286,17 @@ def _remove(store: Path) -> None:
         store.with_name(store.name + end).unlink(missing_ok=True)
 
 
-def _check_free(out: Path) -> None:
+def _check_free(out: Path, begun: dict[str, Any] | None) -> None:
+    verb = f"compact {shlex.quote(str(out))}"
+    if begun:
+        shards = [str(resolve_path(os.fsencode(name), out.parent)) for name in begun["shards"]]
+        verb = f"merge {shlex.join([str(out), *shards])}"
     for file in (out, store_path(out)):
         if file.exists():
             raise UsageError(
                 f"{file} is there already",
                 hint="choose another name for the merged index"
-                + ("" if file == out else f", or finish it: embedkit index compact {out}"),
+                + ("" if file == out else f",\nor finish it: embedkit index {verb}"),
             )
 
 

@@ -87,7 +87,7 @@ class Run:
         root: The folder, as `portable_path` keeps it.
         model: The model's file in the same way; None where it was not told.
         published: Digest of the manifest of the catalog that equals this store; empty while none
-            does.
+            does; of an unfinished merge what it is of, JSON.
     """
 
     fingerprint: str
@@ -95,6 +95,11 @@ class Run:
     root: bytes
     model: bytes | None
     published: str = ""
+
+    @property
+    def merging(self) -> bool:
+        """Whether this is a whole merge that no catalog was published of."""
+        return self.published.startswith("{")
 
 
 class Seen(NamedTuple):

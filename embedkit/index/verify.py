@@ -177,7 +177,7 @@ class _Look:
             return
         if self._run.fingerprint != self._catalog.fingerprint:
             self._say("agree", False, "the store and the file were made by different models")
-        elif not self._run.published:
+        elif not self._run.published or self._run.merging:
             facts = f"the store holds {usable:,} pictures, the file {len(self._catalog):,}"
             self._say("agree", False, f"a run did not end, the file is older: {facts}")
             self._bad.add("unfinished")

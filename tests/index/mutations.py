@@ -9,6 +9,7 @@ answer.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import resource
@@ -24,21 +25,32 @@ import numpy as np
 from embedkit.errors import EmbedKitError
 from embedkit.index import Catalog, Row, Wanted, write_catalog
 from embedkit.index import choose as choosing
+from embedkit.index.catalog import Vectors
+from embedkit.runtime.codebooks import Codebooks
 from tests.index.fakes import contract
 
-KINDS = ("flat", "pq", "ivf", "ivf-disk", "hnsw", "tiny", "sq8")
+KINDS = ("flat", "pq", "ivf", "ivf-disk", "hnsw", "tiny", "sq8", "learned")
 _HEAD = 400  # bytes in which a payload says what follows
 
 
-def make(path: Path, kind: str) -> None:
-    """A catalog of 1,500 vectors, of any kind."""
-    rows = np.random.default_rng(0).standard_normal((1500, 16)).astype(np.float32)
+def make(path: Path, kind: str) -> Vectors:
+    """A catalog of 1,500 vectors, of any kind; the vectors ``(1500, 16)``."""
+    draw = np.random.default_rng(0)
+    rows = draw.standard_normal((1500, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     named = [Row(n, b"c/%d.jpg" % n, b"c", row) for n, row in enumerate(rows)]
+    about = contract(dim=16)
+    if kind == "learned":
+        words = Codebooks.of(draw.standard_normal((4, 16, 4), dtype=np.float32))
+        about = contract(dim=16, metric="l2")
+        about = dataclasses.replace(about, normalizes=False, codebooks=words)
+        codes = draw.integers(0, 16, (1500, 4)).astype(np.uint8)
+        named = [row._replace(codes=code) for row, code in zip(named, codes, strict=True)]
     wanted = Wanted(type=None if kind == "sq8" else kind)
     if kind == "sq8":  # only auto falls back to it
         choosing._order = lambda count: ("sq8",)
-    write_catalog(path, named, contract=contract(dim=16), root=path.parent, wanted=wanted)
+    write_catalog(path, named, contract=about, root=path.parent, wanted=wanted)
+    return rows
 
 
 def damage(whole: bytes, payload: int, draw: random.Random) -> bytes:
@@ -73,11 +85,10 @@ def main(kind: str, count: int, seed: int) -> None:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.faiss"
-        make(path, kind)
+        queries = make(path, kind)[[0, 7, 700]]
         whole = path.read_bytes()
         catalog = Catalog.open(path)
         payload = catalog.manifest["index"]["payload_bytes"]
-        queries = catalog.vectors([0, 7, 700])
         expected = catalog.search(queries, 10)
         del catalog
         resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
