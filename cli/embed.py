@@ -145,7 +145,7 @@ def embed(
         display.warn(f"{path}: {error.reason}")
     if report.failed > len(report.failures):
         display.warn(f"and {report.failed - len(report.failures):,} more without a vector")
-    display.answer(_summary(report, share, contract))
+    display.answer(_summary(report, share))
     display.document("embed", _document(report, share, model, contract))
     if report.failed:
         raise typer.Exit(3)
@@ -180,7 +180,7 @@ def _stdin_lines() -> Iterator[str]:
             yield name
 
 
-def _summary(report: EmbedReport, shard: Shard, contract: ModelContract) -> Text:
+def _summary(report: EmbedReport, shard: Shard) -> Text:
     from rich.text import Text
 
     rate = report.embedded / report.embed_seconds if report.embed_seconds > 0 else 0
@@ -196,10 +196,8 @@ def _summary(report: EmbedReport, shard: Shard, contract: ModelContract) -> Text
         text.append(f"{name:<9} ", style="bold")
         text.append(f"{count:>9,}")
         text.append(f"  {remark}\n" if remark else "\n", style="dim")
-    rows = report.embedded + report.known
-    text.append(
-        f"vectors   {from_here(report.output)}: {rows:,} x {contract.embedding_dim} float32"
-    )
+    shape = " x ".join(f"{size:,}" for size in report.shape)
+    text.append(f"vectors   {from_here(report.output)}: {shape} float32")
     return text.append(f", {report.seconds:,.1f} s")
 
 
@@ -215,6 +213,7 @@ def _document(
         "known": report.known,
         "failed": report.failed,
         "rows": report.embedded + report.known,
+        "shape": list(report.shape),
         "embedding_dim": contract.embedding_dim,
         "failed_list": str(report.failed_list) if report.failed else None,
         "seconds": round(report.seconds, 3),

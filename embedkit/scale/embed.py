@@ -14,7 +14,14 @@ from embedkit.runtime import Embedder, ModelContract
 from embedkit.runtime.pipeline import Row, embed_stream
 from embedkit.scale.journal import Journal
 from embedkit.scale.source import Source
-from embedkit.scale.write import FORMATS, beside, write_failures, write_npy, write_parquet
+from embedkit.scale.write import (
+    FORMATS,
+    beside,
+    vectors_shape,
+    write_failures,
+    write_npy,
+    write_parquet,
+)
 
 __all__ = ["EmbedReport", "Engine", "embed_sources", "format_of", "local_engine"]
 
@@ -37,7 +44,9 @@ class EmbedReport:
         known: Those an interrupted run had done, or that were named twice.
         failed: Those without a vector.
         failures: The first few of them.
-        output: The file of vectors; it has ``embedded + known`` rows.
+        output: The file of vectors.
+        shape: Of the vectors in it: ``embedded + known`` rows of D numbers, or in ``.npy`` of K
+            vectors where the model gives several per picture.
         failed_list: Names all that failed; not there where none did.
         seconds: All of it.
         embed_seconds: The part spent on embedding.
@@ -49,6 +58,7 @@ class EmbedReport:
     failed: int
     failures: list[tuple[str, ImageError]]
     output: Path
+    shape: tuple[int, ...]
     failed_list: Path
     seconds: float
     embed_seconds: float
@@ -170,6 +180,7 @@ def embed_sources(
         run.failed,
         failures,
         output,
+        vectors_shape(output, rows, contract),
         failed_list,
         time.monotonic() - started,
         embed_seconds,

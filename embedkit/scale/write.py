@@ -18,7 +18,14 @@ from embedkit.errors import ImageError, MissingExtraError
 from embedkit.runtime import ModelContract
 from embedkit.scale.journal import Line
 
-__all__ = ["FORMATS", "beside", "write_failures", "write_npy", "write_parquet"]
+__all__ = [
+    "FORMATS",
+    "beside",
+    "vectors_shape",
+    "write_failures",
+    "write_npy",
+    "write_parquet",
+]
 
 FORMATS = ("npy", "parquet")
 _BLOCK = 4096
@@ -29,9 +36,18 @@ def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.stem + ending)
 
 
+def vectors_shape(output: Path, count: int, contract: ModelContract) -> tuple[int, ...]:
+    """``(count, D)``; of K vectors per picture in ``.npy`` ``(count, K, D / K)``.
+
+    A Parquet file has them side by side.
+    """
+    dim, each = contract.embedding_dim, contract.vectors
+    several = each > 1 and output.suffix.lower() == ".npy"
+    return (count, each, dim // each) if several else (count, dim)
+
+
 def write_npy(output: Path, lines: Iterator[Line], count: int, contract: ModelContract) -> None:
-    """``(count, D)`` float32, of K vectors per picture ``(count, K, D)``, and the list: line i says
-    path, label and model of row i.
+    """float32 of `vectors_shape`, and the list: line i says path, label and model of row i.
 
     The list is written last and an old one is removed first: where both are, they are of one run.
 
@@ -45,8 +61,7 @@ def write_npy(output: Path, lines: Iterator[Line], count: int, contract: ModelCo
         EmbedKitError: Something cannot be written.
     """
     listing = beside(output, ".jsonl")
-    several = (contract.vectors,) if contract.vectors > 1 else ()
-    shape = (count, *several, contract.embedding_dim // contract.vectors)
+    shape = vectors_shape(output, count, contract)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with (
         published(listing) as names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from embedkit.imaging import Shard
 from embedkit.index import Catalog
 from embedkit.runtime import Embedder
 from tests.scale.places import picture
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import tiny_contract, tiny_graph, write_tiny_model
 
 
 @pytest.fixture
@@ -45,6 +46,24 @@ def test_a_folder_becomes_vectors_and_a_list_of_their_rows(place: Path, run: Any
         expected = embedder.embed([row["path"] for row in listed])
     assert np.abs(np.load("vectors.npy") - expected).max() < 1e-6
     assert "vectors   vectors.npy: 12 x 8 float32" in done.out
+
+
+@pytest.mark.parametrize(("name", "shape"), [("v.npy", (12, 2, 4)), ("v.parquet", (12, 8))])
+def test_of_a_model_of_several_vectors_the_shape_is_the_files(
+    place: Path, run: Any, name: str, shape: tuple[int, ...]
+) -> None:
+    model = tiny_graph(dim=8)
+    contract = dataclasses.replace(tiny_contract(dim=8), vectors=2)
+    model.metadata_props.add(key="embedkit.contract", value=contract.dumps())
+    (place / "model.onnx").write_bytes(model.SerializeToString())
+    done = run("embed", "photos", "-o", name)
+    assert f"vectors   {name}: {' x '.join(map(str, shape))} float32" in done.out
+    said = json.loads(run("embed", "photos", "-o", name, "--json").out)
+    assert tuple(said["shape"]) == shape
+    if name == "v.npy":
+        assert np.load(name).shape == shape
+    else:
+        assert np.stack(parquet.read_table(name)["vector"].to_numpy()).shape == shape
 
 
 def test_json_counts_add_up_failures_are_named_and_the_exit_code_is_3(
