@@ -142,6 +142,7 @@ def bench(
                         ready.embedders,
                         batches,
                         photos=pictures,
+                        streaming=ready.streaming,
                         workers=count or None,
                         seconds=seconds,
                     )
@@ -300,10 +301,11 @@ def _pictures(
 
 @dataclass(frozen=True)
 class _Ready:
-    """Models that run in one place, and why others do not."""
+    """Models that run in one place, for answers and for streams, and why others do not."""
 
     where: str
     embedders: dict[str, Embedder]
+    streaming: dict[str, Embedder]
     absent: dict[str, str]
 
 
@@ -313,6 +315,7 @@ def _load(
     from embedkit.runtime import Embedder
 
     embedders: dict[str, Embedder] = {}
+    streaming: dict[str, Embedder] = {}
     absent: dict[str, str] = {}
     for name, path in files.items():
         if not place.suits(path):
@@ -326,9 +329,14 @@ def _load(
                 raise
             absent[name] = error.what
             continue
-        embedders[name] = opened.enter_context(embedder)
+        embedders[name] = streaming[name] = opened.enter_context(embedder)
+        if embedder.device == "cpu" and threads != 1:
+            # As `embed` and `index` load it: a core for a run, and the runs side by side.
+            streaming[name] = opened.enter_context(
+                Embedder.load(path, device="cpu", backend=place.backend, threads=1, check=False)
+            )
     device = next(iter(embedders.values())).device if embedders else place.device
-    return _Ready(dataclasses.replace(place, device=device).name, embedders, absent)
+    return _Ready(dataclasses.replace(place, device=device).name, embedders, streaming, absent)
 
 
 # --- how it is shown -----------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def measure(
     batches: Sequence[int],
     *,
     photos: Sequence[Path] = (),
+    streaming: Mapping[str, Embedder] | None = None,
     workers: int | None = None,
     seconds: float = 2.0,
 ) -> Iterator[Cell]:
@@ -72,14 +73,16 @@ def measure(
 
     On pixels a call is one batch. On files, latency is one batch from the first byte read to the
     last vector, and images a second are those of an endless stream, where the next pictures are
-    decoded while the model runs, as `embedkit index` does. Photos come round again and so from the
+    decoded while the model runs, as `embedkit index` does: `streaming` are then the same models,
+    loaded as it loads them, with one core for a run. Photos come round again and so from the
     system's cache, not from the disk.
 
     Args:
         embedders: Loaded models by name; the first is what the others are compared with.
         batches: Pictures at once, each at least 1.
         photos: Files that can be read.
-        workers: Threads that decode; None: one per core.
+        streaming: By the same names, what the streams run on; None: `embedders`.
+        workers: Cores of a stream, and threads that decode; None: all.
         seconds: Per model and cell, at least three calls however long they take.
 
     Yields:
@@ -95,8 +98,8 @@ def measure(
         few = list(itertools.islice(itertools.cycle(photos), batch))
         calls = {name: _on_files(one, few, batch, workers) for name, one in embedders.items()}
         took, failed = _timed(calls, seconds / 2)
-        streaming = {name: embedders[name] for name in took}
-        rates = _stream_rates(streaming, photos, batch, workers, seconds / 2)
+        able = {name: (streaming or embedders)[name] for name in took}
+        rates = _stream_rates(able, photos, batch, workers, seconds / 2)
         yield from _cells(batch, took, rates, failed, decode=True)
 
 

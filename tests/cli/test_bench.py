@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 import pytest
 
+from embedkit.runtime import Embedder
 from tests.cli.command import embedkit
 from tests.tiny_model import write_tiny_model
 
@@ -40,6 +43,28 @@ def test_the_latest_runs_model_is_measured_on_pixels_and_on_files(
     ]
     assert max(map(len, out.splitlines())) <= 80
     assert "drawn JPEGs of 40 x 30" in err
+
+
+def test_files_are_streamed_as_embed_streams_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of the model per core, of four; single batches take the cores for one run."""
+    monkeypatch.setattr("embedkit.runtime.embedder.usable_cores", lambda: 4)
+    met: set[tuple[int | None, bool, int]] = set()
+    real = Embedder.embed_files
+
+    def seen(self: Embedder, paths: Any, *, batch: int, workers: int | None) -> Any:
+        stream = isinstance(paths, itertools.cycle)
+        met.add((workers, stream, self.runs_at_once(workers)))
+        return real(self, paths, batch=batch, workers=workers)
+
+    monkeypatch.setattr(Embedder, "embed_files", seen)
+    assert embedkit("bench", "--batch", "4", "--threads", "0,1,2", "--device", "cpu", *QUICK) == 0
+    assert met == {
+        *((None, False, 1), (None, True, 4)),
+        *((1, False, 1), (1, True, 1)),
+        *((2, False, 1), (2, True, 2)),
+    }
 
 
 def test_two_models_stand_side_by_side_with_their_ratio(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,24 @@ def test_every_model_is_measured_at_every_batch_on_pixels_and_files(tmp_path: Pa
         assert second.timing is not None
         rates = second.timing.images_per_second, first.timing.images_per_second
         assert second.ratio == pytest.approx(rates[0] / rates[1])
+
+
+def test_streams_run_on_models_of_their_own_and_single_batches_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw_photos(tmp_path, 2, (60, 40))
+    write_tiny_model(tmp_path / "m.onnx")
+    one, other = (Embedder.load(tmp_path / "m.onnx", device="cpu", threads=1) for _ in range(2))
+    met: list[tuple[bool, bool]] = []
+    real = Embedder.embed_files
+
+    def seen(self: Embedder, paths: Any, **options: Any) -> Any:
+        met.append((isinstance(paths, itertools.cycle), self is other))
+        return real(self, paths, **options)
+
+    monkeypatch.setattr(Embedder, "embed_files", seen)
+    list(measure({"m": one}, [2], photos=photos, streaming={"m": other}, seconds=0.02))
+    assert set(met) == {(False, False), (True, True)}
 
 
 def test_a_photo_that_cannot_be_read_is_an_error_of_its_cell_alone(tmp_path: Path) -> None:
