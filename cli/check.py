@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
+from embedkit.cli.work import Dim
 from embedkit.errors import DataError, EmbedKitError, UsageError
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def check(
     device: Annotated[
         str, typer.Option(rich_help_panel=_WORK, help="Of --model: auto, cpu, cuda or cuda:N.")
     ] = "auto",
+    dim: Dim = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, rich_help_panel=_WORK, help="Decoding threads (one per core)."),
@@ -143,6 +145,9 @@ def check(
             hint="--inject-noise 0.2 --noise-kind asymmetric -o noisy.csv",
         )
 
+    if dim is not None and model is None:
+        raise UsageError("--dim is of a model, and none was named", hint="--model FILE")
+
     from embedkit.data import check_photos, gather_facts, read_photos, resolve_source
     from embedkit.data.doctor import NEAR_BITS
 
@@ -153,7 +158,7 @@ def check(
     with display.progress("comparing", len(photos)) as advance:
         bits = NEAR_BITS if near is None else near
         checkup = check_photos(photos, facts, near_bits=bits, progress=advance)
-    csg = None if model is None else _complexity(checkup, model, device, seed, display)
+    csg = None if model is None else _complexity(checkup, model, device, dim, seed, display)
     document = {**checkup.to_json(), "complexity": None if csg is None else csg.to_json()}
     if html is not None:
         _write_page(html, document, display)
@@ -221,7 +226,7 @@ def _cache(path: Path | None, display: Display) -> Iterator[FactCache | None]:
 
 
 def _complexity(
-    checkup: Checkup, model: Path, device: str, seed: int, display: Display
+    checkup: Checkup, model: Path, device: str, dim: int | None, seed: int, display: Display
 ) -> Complexity | None:
     """CSG of the readable photos; None, and a warning, where two classes cannot be compared."""
     import numpy as np
@@ -237,7 +242,7 @@ def _complexity(
         return None
     files, labels, vectors = photos.files(), [], []
     with (
-        Embedder.load(model, device=device, threads=1) as embedder,
+        Embedder.load(model, device=device, threads=1, dim=dim) as embedder,
         display.progress("embedding", len(rows)) as advance,
     ):
         embedded = embedder.embed_files(files[row] for row in rows)

@@ -11,6 +11,7 @@ import typer
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import from_here
 from embedkit.cli.search import default_index, shown_path
+from embedkit.cli.work import Device, Dim
 from embedkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -57,9 +58,8 @@ def dedupe(
         Path | None,
         typer.Option(metavar="FILE", help="Of a folder: embed it with this (runs/last)."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Of a folder: auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: Device = "auto",
+    dim: Dim = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -76,8 +76,14 @@ def dedupe(
 
     display = Display(as_json=as_json, quiet=quiet)
     source = source or default_index()
+    if dim is not None and (exact or not source.is_dir()):
+        raise UsageError(
+            "--dim is of a model that embeds a folder",
+            facts="with --exact none does" if exact else f"{source} has its vectors already",
+            hint="leave --dim out",
+        )
     if source.is_dir():
-        pictures = _of_folder(source, None if exact else _model(model), device, display)
+        pictures = _of_folder(source, None if exact else _model(model), device, dim, display)
     else:
         pictures = _of_index(source, exact=exact)
     count = len(pictures.files)
@@ -163,7 +169,9 @@ def _of_index(file: Path, *, exact: bool) -> _Pictures:
     return _Pictures(files, None if exact else catalog.vectors, catalog.metric, [])
 
 
-def _of_folder(folder: Path, model: Path | None, device: str, display: Display) -> _Pictures:
+def _of_folder(
+    folder: Path, model: Path | None, device: str, dim: int | None, display: Display
+) -> _Pictures:
     """All pictures below a folder; with a model, those that can be read, and their vectors."""
     import numpy as np
 
@@ -180,7 +188,7 @@ def _of_folder(folder: Path, model: Path | None, device: str, display: Display) 
     rows: list[Any] = []
     failed: list[tuple[Path, str]] = []
     with (
-        Embedder.load(model, device=device, threads=1) as embedder,
+        Embedder.load(model, device=device, threads=1, dim=dim) as embedder,
         display.progress("embedding", len(files)) as advance,
     ):
         contract = embedder.contract

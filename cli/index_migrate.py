@@ -11,7 +11,7 @@ import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
 from embedkit.cli.index import from_here
-from embedkit.cli.work import Batch, Device, Workers
+from embedkit.cli.work import Batch, Device, Dim, Workers
 
 if TYPE_CHECKING:
     from embedkit.index.migrate import Bridge, Losses
@@ -31,6 +31,7 @@ def migrate(
         ),
     ] = 2000,
     device: Device = "auto",
+    dim: Dim = None,
     batch: Batch = 32,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -68,7 +69,7 @@ def migrate(
             f"embedkit search ./query.jpg --index {name} --model {shlex.quote(from_here(to))}",
         )
 
-    with Embedder.load(to, device=device, threads=1) as embedder, ExitStack() as bars:
+    with Embedder.load(to, device=device, threads=1, dim=dim) as embedder, ExitStack() as bars:
         contract = embedder.contract
         display.note("model", f"{contract.name}: {from_here(to)}, {contract.embedding_dim} numbers")
         advance: list[Advance] = []

@@ -368,16 +368,15 @@ class Catalog:
                 else "this file no longer knows its model",
                 hint="put the model's file beside the index, or name it: --model FILE",
             )
-        embedder = Embedder.load(file, device=device, backend=backend)
-        if self.dim in embedder.contract.widths:
-            embedder = embedder.cut(self.dim)
+        whole = Embedder.load(file, device=device, backend=backend)
+        embedder = whole.cut(self.dim) if self.dim in whole.contract.widths else whole
         try:
             self.check_model(embedder.contract)
         except MismatchError:
-            over = bridged(self, embedder)
+            over = bridged(self, whole)
             if over is not None:
                 return over
-            embedder.close()
+            whole.close()
             raise
         return embedder
 

@@ -168,6 +168,7 @@ def fit_bridge(
 def bridged(catalog: Catalog, embedder: Embedder) -> Embedder | None:
     """The new model as one that searches this catalog; None where no bridge leads there.
 
+    Of a model of several widths the one that the bridge was fitted for is taken.
     It gives vectors of the catalog's width and carries no thresholds: they were set on its own
     vectors.
 
@@ -178,6 +179,8 @@ def bridged(catalog: Catalog, embedder: Embedder) -> Embedder | None:
     if not catalog.has_names or not path.exists():
         return None
     bridge = Bridge.load(path)
+    if bridge.matrix.shape[0] in embedder.contract.widths:
+        embedder = embedder.cut(bridge.matrix.shape[0])
     if (bridge.old, bridge.new) != (catalog.fingerprint, embedder.contract.fingerprint):
         return None
     if bridge.matrix.shape != (embedder.embedding_dim, catalog.dim):

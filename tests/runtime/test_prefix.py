@@ -12,11 +12,13 @@ import pytest
 
 from embedkit.errors import MismatchError, UsageError
 from embedkit.imaging import read_pixels
+from embedkit.index import Catalog
+from embedkit.index.migrate import migrate
 from embedkit.runtime import Embedder, ModelContract, read_contract
 from embedkit.runtime.contract import Prefix
 from embedkit.runtime.prefix import cut
 from tests.cli.command import embedkit, picture
-from tests.tiny_model import tiny_contract, tiny_graph, tiny_vectors
+from tests.tiny_model import tiny_contract, tiny_graph, tiny_vectors, write_tiny_model
 
 
 def nested_contract() -> ModelContract:
@@ -157,6 +159,61 @@ def test_another_width_of_the_same_model_is_another_model(
     assert embedkit("index", "catalog", "--dim", "5", "--rebuild") == 0
     assert embedkit("index", "catalog", "--dim", "4") == 2
     assert "it has 3, 5, 8" in capfd.readouterr().err
+
+
+def test_dedupe_and_check_take_a_width_of_the_model_they_embed_with(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((place / "catalog").glob("*/*.png"))
+    with Embedder.load(place / "model.onnx", device="cpu", dim=3) as embedder:
+        one, *others = embedder.embed(files).astype(np.float64)
+    with_model = ("catalog", "--model", "model.onnx")
+    groups = _answer(capfd, "dedupe", *with_model, "--dim", "3", "--min-score", "-1")["groups"]
+    found = [member["score"] for member in groups[0][1:]]
+    assert found == pytest.approx([float(one @ other) for other in others], abs=1e-5)
+    scores = {
+        dim: _answer(capfd, "check", *with_model, *dim)["complexity"]["csg"]
+        for dim in ((), ("--dim", "3"))
+    }
+    assert scores[()] != scores["--dim", "3"]
+    assert embedkit("index", "catalog", "--dim", "3") == 0
+    for refused in (
+        ("dedupe", "catalog.faiss", "--dim", "3"),
+        ("dedupe", "catalog", "--exact", "--dim", "3"),
+        ("check", "catalog", "--dim", "3"),
+        ("dedupe", *with_model, "--dim", "4"),
+        ("check", *with_model, "--dim", "4"),
+    ):
+        capfd.readouterr()
+        assert embedkit(*refused) == 2
+        assert "--dim" in capfd.readouterr().err
+
+
+def test_an_index_goes_over_to_a_width_of_another_model(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(6, 120):
+        picture(place / f"catalog/class{n % 5}/{n}.png", n)
+    write_tiny_model(place / "old.onnx", dim=5, seed=9, name="old")
+    assert embedkit("index", "catalog", "--model", "old.onnx") == 0
+    catalog = Catalog.open(place / "catalog.faiss")
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    # Half-way the whole model is named, and the bridge knows which of its widths it is for.
+    with Embedder.load(place / "model.onnx", device="cpu", dim=3) as new, pytest.raises(Stop):
+        migrate(catalog.path, new, model=place / "model.onnx", progress=stop)
+    with catalog.embedder(place / "model.onnx") as over, new:
+        assert over.contract.embedding_dim == 5
+        assert over.contract.name == new.contract.name
+    migrating = ("index", "migrate", "catalog.faiss", "--to", "model.onnx")
+    assert _answer(capfd, *migrating, "--dim", "3")["embedded"] == 120
+    assert Catalog.open(place / "catalog.faiss").dim == 3
+    assert _answer(capfd, "index", "catalog")["unchanged"] == 120
 
 
 def test_embed_and_eval_take_a_width_and_info_shows_them(
