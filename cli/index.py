@@ -22,9 +22,50 @@ if TYPE_CHECKING:
     from embedkit.imaging import Shard
     from embedkit.index import Choice, SyncReport, Wanted
 
-__all__ = ["Bars", "default_model", "from_here", "index", "kind_lines", "wanted_kind"]
+__all__ = [
+    "Bars",
+    "Memory",
+    "Recall",
+    "Type",
+    "default_model",
+    "from_here",
+    "index",
+    "kind_lines",
+    "wanted_kind",
+]
 
-_WORK, _KIND, _OUTPUT = "Work", "Kind of index (kept by later runs)", "Output"
+_WORK, _KIND, _OUTPUT = "Work", "Kind of index (as it was, where nothing is said)", "Output"
+
+Type = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        metavar="NAME",
+        rich_help_panel=_KIND,
+        help="flat (exact), pq, ivf, ivf-disk (never in memory), hnsw, tiny, learned (an spq "
+        "model's codes), or auto: measures, and takes what reaches the recall (auto).",
+    ),
+]
+
+Recall = Annotated[
+    float | None,
+    typer.Option(
+        "--recall",
+        metavar="SHARE",
+        rich_help_panel=_KIND,
+        help="Of the true 10 nearest, how many to find (0.99).",
+    ),
+]
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        rich_help_panel=_KIND,
+        help="At most this when open: 500M, 2G; 0: any.",
+    ),
+]
 
 
 def index(
@@ -60,30 +101,9 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be done; write nothing.")
     ] = False,
-    type_: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            metavar="NAME",
-            rich_help_panel=_KIND,
-            help="flat (exact), pq, ivf, ivf-disk (never in memory), hnsw, tiny, learned (an spq "
-            "model's codes), or auto: measures, and takes what reaches the recall (auto).",
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            rich_help_panel=_KIND,
-            help="Of the true 10 nearest, how many to find (0.99).",
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", rich_help_panel=_KIND, help="At most this when open: 500M, 2G; 0: any."
-        ),
-    ] = None,
+    type_: Type = None,
+    recall: Recall = None,
+    memory: Memory = None,
     low_latency: Annotated[
         bool,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import Advance, AsJson, Display, Quiet, Verbose
-from embedkit.cli.index import Bars, from_here, kind_lines, wanted_kind
+from embedkit.cli.index import Bars, Memory, Recall, Type, from_here, kind_lines, wanted_kind
 from embedkit.cli.work import Batch, Device, Workers
 from embedkit.errors import MismatchError, UsageError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["add", "compact", "merge", "rm", "verify"]
 
 _NAMED = 5
-_WORK, _KIND = "Work", "Kind of index (kept by later runs)"
 _NOTHING = "nothing was written; this would be done"
 
 Index = Annotated[Path, typer.Argument(metavar="INDEX", help="Made by `embedkit index`.")]
@@ -265,36 +264,18 @@ def merge(
         list[Path], typer.Argument(metavar="INDEX", help="Shards, made by the same model.")
     ],
     dry_run: DryRun = False,
-    type_: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            metavar="NAME",
-            rich_help_panel=_KIND,
-            help="As for `embedkit index`; ivf-disk: more than memory holds (the first shard's).",
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            rich_help_panel=_KIND,
-            help="Of the true 10 nearest, how many to find (the first shard's, else 0.99).",
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", rich_help_panel=_KIND, help="At most this when open: 500M, 2G; 0: any."
-        ),
-    ] = None,
+    type_: Type = None,
+    recall: Recall = None,
+    memory: Memory = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Make one index of several; nothing is embedded again.
 
-    With --type ivf-disk their number does not matter: it is built and searched on the disk.
+    It is of the first one's kind, unless an option names another. With --type
+    ivf-disk it is built and searched on the disk, however many they are.
+    Killed, run it again.
 
     Example: embedkit index merge all.faiss shard*.faiss --type ivf-disk
     """
