@@ -393,6 +393,7 @@ def train(
     from embedkit.train import Recipe, Run, choose_device, describe, examine, make_plan, new_run_dir
     from embedkit.train import train as train_by
     from embedkit.train.distributed import World
+    from embedkit.train.run import create_untrained
 
     leads = World.told().leads
     display = Display(as_json=as_json, quiet=quiet or not leads)
@@ -407,6 +408,9 @@ def train(
         photos = photo_room.read_photos(photo_room.resolve_source(data), labels=labels)
     if dry_run and leads:
         place = choose_device(device)
+        # What cannot be made is refused as by a real run. ImageNet weights are not fetched for it.
+        learned = old is None and recipe.weights != "imagenet"
+        create_untrained(recipe, weights=recipe.weights if learned else "none")
         checkup = examine(recipe, photos, display, cache=default_cache(), workers=workers)
         plan = make_plan(recipe, photos, device=place, failures=checkup.failures())
         describe(plan, display)

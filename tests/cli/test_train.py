@@ -84,6 +84,21 @@ def test_the_automatic_name_is_never_used_twice(pictures: Path, here: Path) -> N
     assert names[1] == f"{names[0]}-2"
 
 
+def test_a_dry_run_refuses_the_weights_that_a_real_run_refuses(
+    pictures: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"other": torch.zeros(1)}, here / "other.pth")
+    for wrong in ("gone.pth", "other.pth"):
+        weights = (*TINY, "--weights", wrong, "--steps", 1, "-q")
+        said = []
+        for dry in ([], ["--dry-run"]):
+            code = run(pictures, *weights, *dry)
+            said.append((code, capsys.readouterr().err))
+        assert said[0] == said[1]
+        assert said[0][0] == (2 if wrong == "gone.pth" else 5)
+        assert wrong in said[0][1]
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(
     pictures: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
