@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from embedkit.atomic import published
+
 __all__ = ["machine", "save"]
 
 _FOLDER = Path(__file__).parent / "results"
@@ -28,7 +30,8 @@ def machine() -> dict[str, Any]:
 def save(name: str, figures: dict[str, Any]) -> Path:
     """Write the figures of one run; the former ones are replaced."""
     path = _FOLDER / f"{name}.json"
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+    with published(path) as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"-> {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
 
