@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +17,15 @@ from embedkit import losses, methods
 from embedkit.data import PhotoLoader, PhotoSet
 from embedkit.methods import Batch
 from embedkit.models import EmbeddingNet, create_pooling, freeze_batch_norm
-from embedkit.train import make_plan
+from embedkit.train import make_plan, train, trainer
 from embedkit.train.distributed import World
+from embedkit.train.find_rate import RangeTest, range_test
 from embedkit.train.large_batch import check_divisible, divided
 from tests.tiny_recipe import tiny_recipe
 
 __all__ = [
     "farthest",
+    "found_rates",
     "loss_gradients",
     "method_gradients",
     "method_names",
@@ -120,6 +124,34 @@ def method_gradients(
         term = next(terms, None)
     world.average_gradients([*network.parameters(), *method.parameters()])
     return {"value": outcome.loss.detach(), **_gradients(network), **_gradients(method)}
+
+
+def found_rates(photos: PhotoSet, folder: Path) -> dict[str, Any]:
+    """What this process's own test of learning rates gave, and the factor it then trained with."""
+    # All classes in every batch, so that losses differ by the rates and not by the batches.
+    recipe = tiny_recipe(
+        loss="proxy-anchor",
+        backbone="resnet10",
+        freeze=0,
+        classes_per_batch=9,
+        val_share=0,
+        epochs=1,
+        epoch_steps=1,
+        find_learning_rate=True,
+    )
+    own: list[RangeTest] = []
+    agreed: list[float] = []
+
+    def watched(step: Callable[[int, float], float]) -> RangeTest:
+        own.append(range_test(step))
+        return own[-1]
+
+    with (
+        mock.patch.object(trainer, "range_test", watched),
+        mock.patch.object(trainer, "tell_rates", lambda test, *_: agreed.append(test["factor"])),
+    ):
+        train(recipe, photos, folder, device="cpu")
+    return {**own[0].to_json(), "agreed": agreed}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One of two processes that train together; started twice by test_distributed.
 
-    python -m tests.train.pair PHOTOS FOLDER PORT PORT PORT
+    python -m tests.train.pair PHOTOS FOLDER PORT PORT PORT PORT
 
 Whatever is found goes into FOLDER. One pair does everything, because starting PyTorch twice takes
 longer than all of it.
@@ -26,6 +26,7 @@ from embedkit.train.distributed import World, joined
 from tests.tiny_recipe import tiny_recipe
 from tests.train.dividing import (
     farthest,
+    found_rates,
     loss_gradients,
     method_gradients,
     method_names,
@@ -49,6 +50,11 @@ def main() -> None:
         train(tiny_recipe(ema=0.5), read_photos(pictures), folder / "run", reporter=stop)
     except Interrupted:
         (folder / f"stopped-{world.rank}").touch()
+
+    os.environ["MASTER_PORT"] = next(ports)
+    (folder / f"rates-{os.environ['RANK']}.json").write_text(
+        json.dumps(found_rates(read_photos(pictures), folder / "rates"))
+    )
 
     # The second one dies in its first step.
     os.environ["MASTER_PORT"] = next(ports)

@@ -20,7 +20,7 @@ from embedkit.errors import UsageError
 from embedkit.train import checkpoint, train
 from embedkit.train.distributed import World
 from tests.tiny_recipe import tiny_recipe
-from tests.train.dividing import method_names
+from tests.train.dividing import found_rates, method_names
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def pair(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> _Pair:
     """What two processes, started as torchrun does, have found and left behind."""
     folder = tmp_path_factory.mktemp("pair")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train.pair", str(pictures), str(folder), *_ports(3)]
+    command = [sys.executable, "-m", "tests.train.pair", str(pictures), str(folder), *_ports(4)]
     processes = [
         subprocess.Popen(
             command,
@@ -114,6 +114,19 @@ def test_a_stop_of_one_stops_both_and_one_process_goes_on_with_the_run(
     # Adam turns rounding of the smallest gradients into steps; the lengths agree.
     for name in ("network/head.weight", "average/head.weight"):
         assert float((one[name] - other[name]).norm() / other[name].norm()) < 1e-2
+
+
+def test_both_find_the_learning_rates_of_one_process(
+    pair: _Pair, photos: PhotoSet, tmp_path: Path
+) -> None:
+    one, other = (json.loads((pair.folder / f"rates-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    assert one["agreed"] == [one["factor"]]
+    alone = found_rates(photos, tmp_path / "alone")
+    assert one["reason"] == alone["reason"] == ""
+    assert one["factor"] == alone["factor"] != 1
+    # Up to where Adam has turned rounding into steps.
+    assert one["losses"][:30] == pytest.approx(alone["losses"][:30], rel=1e-2)
 
 
 def test_when_one_dies_the_other_says_so_and_fails(pair: _Pair) -> None:
