@@ -142,12 +142,13 @@ def _contract(contract: ModelContract) -> tuple[list[tuple[str, str]], dict[str,
         lines.append(("trained", f"with {contract.loss}{_options(contract.loss_options)}"))
     lines += [("data", told) for told in (*trained_on(contract.data), *_list_hash(contract.data))]
     held_out = contract.data.get("held_out")
+    on = f" on {held_out}" if held_out else ""
     for precision, metrics in contract.quality.items():
-        of = f" on {held_out}" if held_out and precision == "fp32" else ""
-        lines.append(("quality", f"{_metrics(metrics)} ({precision}{of})"))
+        of = f"{precision}{on}" if precision == "fp32" else precision
+        lines.append(("quality", f"{_metrics(metrics)} ({of})"))
     for prefix in contract.prefixes:
-        measured = f"{_metrics(prefix.quality)} " if prefix.quality else ""
-        lines.append(("--dim", f"{prefix.dim}: {measured}(the first {prefix.dim} numbers alone)"))
+        measured = f"{_metrics(prefix.quality)} (fp32{on})" if prefix.quality else "not measured"
+        lines.append(("--dim", f"{prefix.dim}: {measured}, the first {prefix.dim} numbers alone"))
     if books := contract.codebooks:
         lines.append(("codes", f"{books.parts} a picture, each one of {books.words} words"))
     if contract.precision != "fp32":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ from PIL import Image
 from embedkit.index import sync_folder
 from embedkit.report.checkpoint_file import read_checkpoint_file
 from embedkit.runtime import CONTRACT_KEY, Embedder
+from embedkit.runtime.contract import Prefix
 from embedkit.train.checkpoint import write_checkpoint
 from tests.cli.command import embedkit
 from tests.tiny_model import tiny_contract, tiny_graph, write_tiny_model
@@ -103,6 +105,24 @@ def test_a_model_tells_what_it_is_and_what_to_do_next(capsys: pytest.CaptureFixt
     assert document["kind"] == "model"
     assert document["contract"]["fingerprint"] == contract.fingerprint
     assert document["sha256"] == hashlib.sha256(Path("model.onnx").read_bytes()).hexdigest()
+
+
+def test_a_nested_model_tells_its_narrower_widths_and_what_they_reach(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    contract = dataclasses.replace(
+        tiny_contract(),
+        prefixes=(Prefix(2), Prefix(4, {"recall@1": 0.75, "map@r": 0.5})),
+        data={"held_out": "test"},
+    )
+    graph = tiny_graph()
+    graph.metadata_props.add(key=CONTRACT_KEY, value=contract.dumps())
+    onnx.save(graph, "nested.onnx")
+    assert embedkit("info", "nested.onnx") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "8 numbers of unit length (or the first 2 or 4)" in told
+    assert "--dim 2: not measured, the first 2 numbers alone" in told
+    assert "4: recall@1 0.7500, MAP@R 0.5000 (fp32 on test), the first 4 numbers alone" in told
 
 
 def test_the_self_test_passes_on_a_sound_model_and_ends_with_4_on_another(
