@@ -12,9 +12,9 @@ _SCRIPT = """
 import resource, torch
 from embedkit.train.guards import kept_memory
 
-def faults():
+def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    for _ in range(times):
         torch.ones(16 << 20)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -22,13 +22,12 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() >> 20
 
-torch.ones(16 << 20)
-before = faults(), resident()
+faults(1)
+print(faults(5), resident())
 with kept_memory():
-    torch.ones(16 << 20)
-    inside = faults(), resident()
-after = faults(), resident()
-print(*before, *inside, *after)
+    faults(5)
+    print(faults(5), resident())
+print(resident(), faults(1))
 """
 
 
@@ -38,10 +37,12 @@ def test_pages_are_cleared_once_and_given_back_at_the_end() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True
     )
-    faults, resident, faults_inside, resident_inside, faults_after, resident_after = map(
+    faults, resident, faults_inside, resident_inside, resident_after, faults_after = map(
         int, done.stdout.split()
     )
+    # The first few blocks may each find the one before cut into by something small.
     assert faults_inside < faults / 10
     assert resident_inside > resident + 50
     assert resident_after < resident + 20
-    assert faults_after > faults / 2
+    # One block of the five.
+    assert faults_after > faults / 10
