@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.display import AsJson, Display, Quiet, Verbose, printable
-from embedkit.cli.work import Dim
+from embedkit.cli.work import Dim, Workers
 from embedkit.errors import DataError, EmbedKitError, UsageError
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ def check(
         str, typer.Option(rich_help_panel=_WORK, help="Of --model: auto, cpu, cuda or cuda:N.")
     ] = "auto",
     dim: Dim = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, rich_help_panel=_WORK, help="Decoding threads (one per core)."),
-    ] = None,
+    workers: Workers = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

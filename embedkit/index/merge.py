@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from embedkit.atomic import sync_folder
 from embedkit.errors import DataError, EmbedKitError, MismatchError, UsageError
@@ -117,7 +117,7 @@ def merge_indexes(
         check_type(contract, kind)
         check_kind(kind.type, contract)
         names = _names(shards, out.parent)
-        if out.exists() or begun is None or [*begun["shards"]] != names:
+        if out.exists() or begun is None or [*begun.shards] != names:
             _check_free(out, begun)
         roots = [resolve_path(run.root, at.parent) for at, run in zip(shards, runs, strict=True)]
         root = roots[0] if len(set(roots)) == 1 else Path(os.path.commonpath(roots))
@@ -133,14 +133,14 @@ def merge_indexes(
                 with Store(store_path(shards[0]), read_only=True) as first:
                     merged.want(kind.over(Wanted.loads(first.wanted())).dumps())
                 report = _fill(merged, parts, root, keep=True, building=building)
-                begun = {
-                    "shards": dict(zip(names, (run.published for run in runs), strict=True)),
-                    "wanted": kind.dumps(),
-                    "parts": report.parts,
-                    "duplicates": report.duplicates,
-                    "differing": report.differing,
-                }
-                merged.set_published(json.dumps(begun))
+                begun = _Begun(
+                    shards=dict(zip(names, (run.published for run in runs), strict=True)),
+                    wanted=kind.dumps(),
+                    parts=report.parts,
+                    duplicates=report.duplicates,
+                    differing=report.differing,
+                )
+                merged.set_published(json.dumps(begun._asdict()))
             _remove(store_path(out))
             unfinished.replace(store_path(out))
             sync_folder(out.parent)
@@ -151,41 +151,55 @@ def merge_indexes(
         return _finished(out, begun, building=building, dry_run=False)
 
 
-def _begun(out: Path) -> dict[str, Any] | None:
+class _Begun(NamedTuple):
+    """What an unfinished merge is of; its store says it as JSON in place of what was published.
+
+    Attributes:
+        shards: Their names, and what each had published.
+        wanted: `Wanted` as text, as it was asked for.
+        parts: And the other counts, as in `Merged`.
+    """
+
+    shards: dict[str, str]
+    wanted: str
+    parts: list[int]
+    duplicates: int
+    differing: int
+
+
+def _begun(out: Path) -> _Begun | None:
     """What an unfinished merge into `out` was of; None where there is none."""
     if not store_path(out).exists():
         return None
     try:
         with Store(store_path(out), read_only=True) as store:
             run = store.run()
-    except MismatchError:
-        return None  # no store of ours: not to be touched
-    return json.loads(run.published) if run and run.merging else None
+        return _Begun(**json.loads(run.published)) if run and run.merging else None
+    except (MismatchError, ValueError, TypeError):
+        return None  # no store of ours, or a damaged one: not to be touched
 
 
-def _is_still(begun: dict[str, Any], shards: list[Path], kind: Wanted, here: Path) -> bool:
+def _is_still(begun: _Begun, shards: list[Path], kind: Wanted, here: Path) -> bool:
     """Whether this merge was begun, and its shards are what they were, or gone since."""
-    if [*begun["shards"]] != _names(shards, here) or begun["wanted"] != kind.dumps():
+    if [*begun.shards] != _names(shards, here) or begun.wanted != kind.dumps():
         return False
     return all(
         was and was == known_run(shard).published
-        for shard, was in zip(shards, begun["shards"].values(), strict=True)
+        for shard, was in zip(shards, begun.shards.values(), strict=True)
         if store_path(shard).exists()
     )
 
 
-def _finished(
-    out: Path, begun: dict[str, Any], *, building: Building | None, dry_run: bool
-) -> Merged:
+def _finished(out: Path, begun: _Begun, *, building: Building | None, dry_run: bool) -> Merged:
     """Publish what was put together, and say what that was."""
     with Store(store_path(out), read_only=dry_run) as merged:
         run = merged.run()
         assert run is not None, "a merge says first whose it is"
         report = Merged(
-            parts=begun["parts"],
+            parts=begun.parts,
             count=merged.count_usable(),
-            duplicates=begun["duplicates"],
-            differing=begun["differing"],
+            duplicates=begun.duplicates,
+            differing=begun.differing,
             failures=merged.count_failed(),
             root=resolve_path(run.root, out.parent),
         )
@@ -286,10 +300,10 @@ def _remove(store: Path) -> None:
         store.with_name(store.name + end).unlink(missing_ok=True)
 
 
-def _check_free(out: Path, begun: dict[str, Any] | None) -> None:
+def _check_free(out: Path, begun: _Begun | None) -> None:
     verb = f"compact {shlex.quote(str(out))}"
     if begun:
-        shards = [str(resolve_path(os.fsencode(name), out.parent)) for name in begun["shards"]]
+        shards = [str(resolve_path(os.fsencode(name), out.parent)) for name in begun.shards]
         verb = f"merge {shlex.join([str(out), *shards])}"
     for file in (out, store_path(out)):
         if file.exists():

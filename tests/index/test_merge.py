@@ -102,6 +102,20 @@ def test_an_unfinished_merge_of_other_shards_is_not_touched(
     assert store_path(out).read_bytes() == before
 
 
+@pytest.mark.parametrize("note", ["{", '{"shards": {}}', '{"shards": {}, "more": 1}', "{[]}"])
+def test_a_damaged_note_of_a_merge_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    out, parts = begun(tmp_path, monkeypatch, 2)
+    with Store(store_path(out)) as store:
+        store.set_published(note)
+    for dry_run in (False, True):
+        with pytest.raises(UsageError, match="there already") as told:
+            merge_indexes(out, parts, dry_run=dry_run)
+        assert told.value.hint is not None
+        assert told.value.hint.endswith(f"embedkit index compact {shlex.quote(str(out))}")
+
+
 def test_an_unfinished_merge_is_an_index_for_every_other_verb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

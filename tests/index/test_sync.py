@@ -615,7 +615,10 @@ def test_killed_at_random_points_with_edits_between_it_stays_consistent(
 
 def test_the_second_writer_is_sent_away_and_the_first_goes_on(folder: Path, index: Path) -> None:
     first = start(folder, index, seconds=0.2)
-    time.sleep(0.3)
+    lock = index.with_name(index.name + ".lock")
+    while not (lock.exists() and lock.read_text()):  # the holder's number, once it is held
+        assert first.poll() is None
+        time.sleep(0.01)
     with pytest.raises(EmbedKitError, match="another embedkit is writing"):
         sync_folder(folder, index, FakeEmbedder())
     out, error = first.communicate(timeout=60)
