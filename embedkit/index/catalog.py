@@ -498,6 +498,7 @@ class Catalog:
         lengths = float((rows**2).sum(axis=1).max())
         return near, 1e-5 * max(float((query.astype(np.float64) ** 2).sum()), lengths)
 
+    @np.errstate(invalid="ignore")  # told once, as damage
     def _near(
         self, query: Vectors, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

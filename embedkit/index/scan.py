@@ -56,6 +56,7 @@ def scan(
     return scores, rows
 
 
+@np.errstate(invalid="ignore")  # of damaged rows; what is found of them is looked at by the catalog
 def _scan(
     read: Callable[[Indices], Vectors],
     among: Indices,

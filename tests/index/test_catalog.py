@@ -331,6 +331,28 @@ def test_a_flipped_bit_in_the_vectors_is_met_by_verify(index: Path) -> None:
             Catalog.open(index, mmap=mmap).search(unit(2, 5), 12)
 
 
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_stored_numbers_that_are_not_finite_are_one_error(
+    tmp_path: Path, metric: str, bits: int
+) -> None:
+    index = write(tmp_path / "c.faiss", unit(12, 5), metric=metric)
+    whole = bytearray(index.read_bytes())
+    for at in range(12):  # wherever FAISS ranks it, each row is looked at
+        whole[45 + 20 * at : 49 + 20 * at] = bits.to_bytes(4, "little")
+    index.write_bytes(whole)
+    catalog = Catalog.open(index)
+    # No warning of NumPy's beside it: a warning fails the tests.
+    for query in ([0, 1, 0, 0, 0], [1, 0, 0, 0, 0]):
+        for ask in (
+            lambda query: catalog.search([query], 3),
+            lambda query: catalog.search([query], 3, among=[2, 5, 7]),
+            lambda query: catalog.scores(query, [2, 5]),
+        ):
+            with pytest.raises(MismatchError, match=r"finite|fewer vectors"):
+                ask(query)
+
+
 def test_a_tail_of_other_vectors_is_refused(index: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.faiss", unit(11, 5))
     index.write_bytes(index.read_bytes()[: 45 + 240] + other.read_bytes()[45 + 220 :])
