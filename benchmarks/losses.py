@@ -45,13 +45,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Mined(nn.Module):
-    """A miner and its loss, as one."""
+    """A miner and its loss, as one; the peer's trainer says beside it that it has no pairs."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
         super().__init__()
         self.loss, self.miner = loss, miner
 
-    def forward(self, rows: Tensor, labels: Tensor) -> Any:
+    def forward(self, rows: Tensor, labels: Tensor, pairs: None = None) -> Any:
         return self.loss(rows, labels, self.miner(rows, labels))
 
 
