@@ -6,6 +6,7 @@ The same looks and sentences as `embedkit check`.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from embedkit.train.story import Reporter
 __all__ = ["brief_check", "examine", "failure_lines", "read_failures"]
 
 _LOOK = "embedkit check DATA --html check.html"
+_INSTALL = 'pip install "embedkit[train]"'
 # What is true of photos whatever is learned from them; the other findings speak of classes.
 _OF_PHOTOS = {"unreadable", "copies", "near-duplicates", "leak", "flat", "small", "long"}
 
@@ -38,6 +40,8 @@ def examine(
 ) -> Checkup:
     """Look at every photo once, warn of what spoils a training, refuse what cannot work.
 
+    Near copies are looked for with imagehash. Where that is not installed, a warning says so.
+
     Args:
         recipe: What is wrong with classes is no matter to a loss that does not learn from them.
         cache: Looks are taken from this file and added to it, so that a second training, or one
@@ -51,8 +55,13 @@ def examine(
     """
     check_names(recipe)
     check_data(recipe, photos)
+    near = importlib.util.find_spec("imagehash") is not None
+    if not near:
+        tell.warn(f"near copies are not looked for: imagehash is missing\n{'':<10}-> {_INSTALL}")
     with _opened(cache, tell) as kept, tell.progress("checking", len(photos)) as advance:
-        facts = gather_facts(photos.files(), cache=kept, workers=workers, progress=advance)
+        facts = gather_facts(
+            photos.files(), cache=kept, workers=workers, near=near, progress=advance
+        )
     with tell.progress("comparing", len(photos)) as advance:
         checkup = check_photos(photos, facts, progress=advance)
     findings = _relevant(recipe, checkup)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedkit.data import PhotoSet, doctor_facts, read_photos
+from embedkit.data import FactCache, PhotoSet, doctor_facts, read_photos
 from embedkit.errors import DataError, MismatchError
 from embedkit.train import examine, train
 from embedkit.train.examine import failure_lines, read_failures
@@ -119,6 +120,30 @@ def test_a_cache_that_is_no_cache_is_a_warning_and_not_touched(
     assert any("is no cache" in text for text in listener.warnings)
     assert cache.read_text() == "mine " * 100
     assert len(looked) == 45
+
+
+def test_without_imagehash_only_equal_files_are_told(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = sorted(path for path in copied.iterdir() if path.is_dir())
+    twin = sorted(classes[0].iterdir())[0]
+    shutil.copy(twin, classes[1] / "twin.jpg")
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    cache = tmp_path / "check.sqlite"
+    listener = Listener()
+    counts = examine(_TINY, read_photos(copied), listener, cache=cache).counts
+    assert (counts["copies"], counts["near_duplicates"], counts["label_conflicts"]) == (1, 0, 2)
+    assert "imagehash is missing" in listener.warnings[0]
+    monkeypatch.undo()
+    # Nothing of it is kept as if near copies had been looked for.
+    listener = Listener()
+    examine(_TINY, read_photos(copied), listener, cache=cache)
+    assert not any("imagehash" in text for text in listener.warnings)
+    with FactCache(cache) as kept:
+        stamp = twin.stat()
+        fact = kept.find(twin, stamp.st_size, stamp.st_mtime_ns)
+    assert fact is not None
+    assert fact.phash != 2 * fact.content
 
 
 def test_failures_are_read_back_as_they_were_written(copied: Path, tmp_path: Path) -> None:
