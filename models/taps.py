@@ -18,7 +18,7 @@ __all__ = ["two_taps", "watched"]
 def watched(backbone: Backbone, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What these modules of the body give while the backbone runs, by name.
 
-    A compiled body is run as it is written: compiled code would not see new hooks.
+    A compiled backbone is run as it is written: compiled code would not see new hooks.
     """
     seen: dict[str, Tensor] = {}
 

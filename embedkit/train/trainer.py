@@ -233,7 +233,8 @@ class _Training:
         if plan.device.type != "mps":
             network.to(memory_format=torch.channels_last)
         if recipe.compile:
-            network.backbone.body.compile()
+            # Not its body: PyTorch 2.11 takes an nn.Sequential apart and compiles piece by piece.
+            network.backbone.compile()
         check_divisible(network, chunk=recipe.chunk, world=world)
         self.average = WeightAverage(network, recipe.ema) if recipe.ema else None
         # Its weights are measured and kept.

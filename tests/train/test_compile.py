@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from embedkit.data import PhotoSet
-from embedkit.models import create_backbone
+from embedkit.models import create_backbone, create_network, freeze_batch_norm
 from embedkit.models.taps import two_taps, watched
 from embedkit.train import train
 from tests.tiny_recipe import tiny_recipe
@@ -35,7 +36,7 @@ def test_it_is_the_same_training(photos: PhotoSet, tmp_path: Path) -> None:
     assert "compile = true" in (tmp_path / "True" / "config.toml").read_text()
 
 
-def test_what_watches_a_compiled_body_sees_each_picture_anew() -> None:
+def test_what_watches_a_compiled_backbone_sees_each_picture_anew() -> None:
     backbone = create_backbone("resnet10", weights="none", image_size=(64, 64)).eval()
     taps = list(two_taps(backbone, (64, 64)))
     pictures = torch.rand(2, 1, 3, 64, 64)
@@ -45,9 +46,28 @@ def test_what_watches_a_compiled_body_sees_each_picture_anew() -> None:
             with watched(backbone, taps) as maps:
                 backbone(picture)
             wanted.append(maps[taps[0]])
-        backbone.body.compile()
+        backbone.compile()
         for picture, expected in zip(pictures, wanted, strict=True):
             assert torch.allclose(backbone(picture), backbone(picture))
             with watched(backbone, taps) as maps:
                 backbone(picture)
             assert torch.equal(maps[taps[0]], expected)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet10"])
+def test_it_is_compiled_in_one_piece(name: str) -> None:
+    network = create_network(
+        backbone=name,
+        weights="none",
+        pooling="avg",
+        dim=8,
+        image_size=(64, 64),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
+    freeze_batch_norm(network)
+    network.train().backbone.compile()
+    counters.clear()
+    network.features(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
