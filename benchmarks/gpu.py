@@ -13,6 +13,8 @@ chunks     how far the gradient of chunks is from that of the whole batch, in bf
 engines    images/s of the exported model at fp32 and fp16, and its least cosine with PyTorch;
            TensorRT where it is installed.
 pipeline   images/s from JPEG files to vectors by number of decoding threads.
+           Where nothing can be exported (onnxscript is missing), both take a small drawn network,
+           and what onnxruntime gives of it in float32 on the CPU takes PyTorch's place.
 loss_steps seconds of a step of every loss, and of pytorch-metric-learning's where it is installed.
 
 Each part has its share of the time, and what earlier ones have left. What cannot run is named with
@@ -35,6 +37,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.figures import machine, save
+from benchmarks.pipeline import write_model
 from embedkit import losses
 from embedkit.data import PhotoSet
-from embedkit.errors import EmbedKitError, MissingError
+from embedkit.errors import EmbedKitError, MissingError, MissingExtraError
 from embedkit.methods import Batch
 from embedkit.models import EmbeddingNet, create_network, freeze_batch_norm, weights_hash
-from embedkit.runtime import Embedder, ModelContract
+from embedkit.runtime import Embedder, ModelContract, read_contract
 from embedkit.runtime.latency import draw_photos, take_turns
 from embedkit.train import Recipe, train
 from embedkit.train.distributed import World
@@ -185,7 +189,7 @@ def _our_step(
 ) -> Callable[[], None]:
     network = _network(backbone, sizes, device).train()
     if compiler:
-        network.backbone.body.compile(backend=compiler)
+        network.backbone.compile(backend=compiler)
     loss = losses.create("rll")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
 
@@ -468,11 +472,12 @@ def _gradient(
 def engines(sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
     """Images per second and least cosine with PyTorch, of each precision and engine."""
     with tempfile.TemporaryDirectory() as folder:
-        model, network, contract = _exported(sizes, Path(folder))
+        deployed = _deployed(sizes, Path(folder))
+        if deployed.instead:
+            yield {"case": deployed.contract.name, "skipped": deployed.instead}
         pixels = _batch(max(sizes.engine_batches), sizes, torch.device("cpu")).pixels
-        with torch.no_grad():
-            truth = functional.normalize(network.eval()(pixels))
-        for case, make in _files(model, contract, device):
+        truth = deployed.truth(pixels)
+        for case, make in _files(deployed.model, deployed.contract, device):
             try:
                 with Embedder.load(make(), device=device.type) as embedder:
                     rates = {}
@@ -520,9 +525,11 @@ def _files(
 def pipeline(sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
     """Images per second from files, by decoding threads."""
     with tempfile.TemporaryDirectory() as folder:
-        model, _, _ = _exported(sizes, Path(folder))
+        deployed = _deployed(sizes, Path(folder))
+        if deployed.instead:
+            yield {"case": deployed.contract.name, "skipped": deployed.instead}
         photos = draw_photos(Path(folder), sizes.photos, sizes.photo_size)
-        with Embedder.load(model, device=device.type) as embedder:
+        with Embedder.load(deployed.model, device=device.type) as embedder:
             for workers in sizes.workers:
                 began = time.perf_counter()
                 done = sum(1 for _ in embedder.embed_files(photos, workers=workers))
@@ -530,12 +537,27 @@ def pipeline(sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
                 yield {"case": f"{workers} workers", "images/s": rate}
 
 
-def _exported(sizes: Sizes, folder: Path) -> tuple[Path, EmbeddingNet, ModelContract]:
-    from embedkit.export import export_onnx
+@dataclass(frozen=True)
+class _Deployed:
+    """A model file, its contract, the vectors it should give, and why it is none of ours."""
 
+    model: Path
+    contract: ModelContract
+    truth: Callable[[Tensor], Tensor]
+    instead: str = ""
+
+
+def _deployed(sizes: Sizes, folder: Path) -> _Deployed:
+    model = folder / "model.onnx"
+    try:
+        from embedkit.export import export_onnx
+    except MissingExtraError as error:
+        write_model(model, sizes.side)
+        why = f"{error.what}: a drawn network takes its place"
+        return _Deployed(model, read_contract(model), partial(_on_the_cpu, model), why)
     network = _network(sizes.deployed, sizes, torch.device("cpu"))
     contract = ModelContract(
-        name="benchmark",
+        name=sizes.deployed,
         embedding_dim=sizes.dim,
         normalizes=True,
         metric="cosine",
@@ -544,8 +566,17 @@ def _exported(sizes: Sizes, folder: Path) -> tuple[Path, EmbeddingNet, ModelCont
         backbone=sizes.deployed,
         pooling="avg",
     )
-    path = folder / "model.onnx"
-    return path, network, export_onnx(network, contract, path)
+
+    def truth(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return functional.normalize(network.eval()(pixels))
+
+    return _Deployed(model, export_onnx(network, contract, model), truth)
+
+
+def _on_the_cpu(model: Path, pixels: Tensor) -> Tensor:
+    with Embedder.load(model, device="cpu") as embedder:
+        return torch.from_numpy(embedder.embed_pixels(pixels.numpy()))
 
 
 # Part by part, and the share of the time that each may take.

@@ -1,7 +1,8 @@
-"""What several test files share: the photos beside the project."""
+"""What several test files share: the photos beside the project, and a run with little installed."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,20 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each, before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    if importlib.util.find_spec("pytest_timeout") is None:
+        parser.addini("timeout", "of pytest-timeout, which is not installed: no test is stopped")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m gpu`` opens only files with such tests: the others want packages not needed for it."""
+    if config.option.markexpr != "gpu":
+        return None
+    folder = collection_path.is_dir()
+    files = collection_path.rglob("test_*.py") if folder else [collection_path]
+    return None if any("mark.gpu" in file.read_text() for file in files) else True
 
 
 @pytest.fixture(scope="session")
