@@ -498,18 +498,18 @@ class Catalog:
         lengths = float((rows**2).sum(axis=1).max())
         return near, 1e-5 * max(float((query.astype(np.float64) ** 2).sum()), lengths)
 
-    @np.errstate(invalid="ignore")  # told once, as damage
     def _near(
         self, query: Vectors, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Inner product or minus squared distance of what is at `positions`; and the vectors."""
-        rows = np.asarray(self._index.reconstruct_batch(positions), np.float64)
-        if self.parts > 1:
-            near = likeness(query[None], rows, self.parts)[0]
-        elif self.metric == "l2":
-            near = -((rows - query) ** 2).sum(axis=1)
-        else:
-            near = (rows * query).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # told once, as damage
+            rows = np.asarray(self._index.reconstruct_batch(positions), np.float64)
+            if self.parts > 1:
+                near = likeness(query[None], rows, self.parts)[0]
+            elif self.metric == "l2":
+                near = -((rows - query) ** 2).sum(axis=1)
+            else:
+                near = (rows * query).sum(axis=1)
         if not np.isfinite(near).all():
             raise damaged(self.path, "it holds vectors that are not finite")
         return near, rows

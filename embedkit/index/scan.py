@@ -51,12 +51,12 @@ def scan(
     for start in range(0, len(queries), at_once):
         part = slice(start, start + at_once)
         asking = queries[part].astype(np.float64)
-        near, rows[part] = _scan(read, among, asking, k, metric, parts)
+        with np.errstate(invalid="ignore"):  # damaged rows: the catalog looks at what is found
+            near, rows[part] = _scan(read, among, asking, k, metric, parts)
         scores[part] = near if metric == "cosine" else np.maximum(-near, 0)
     return scores, rows
 
 
-@np.errstate(invalid="ignore")  # of damaged rows; what is found of them is looked at by the catalog
 def _scan(
     read: Callable[[Indices], Vectors],
     among: Indices,
