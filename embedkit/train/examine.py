@@ -40,7 +40,8 @@ def examine(
 ) -> Checkup:
     """Look at every photo once, warn of what spoils a training, refuse what cannot work.
 
-    Near copies are looked for with imagehash. Where that is not installed, a warning says so.
+    Near copies are looked for with imagehash. Where that is not installed, a warning says so, and
+    the counts have no number of them.
 
     Args:
         recipe: What is wrong with classes is no matter to a loss that does not learn from them.
@@ -64,6 +65,8 @@ def examine(
         )
     with tell.progress("comparing", len(photos)) as advance:
         checkup = check_photos(photos, facts, progress=advance)
+    if not near:
+        del checkup.counts["near_duplicates"]
     findings = _relevant(recipe, checkup)
     stops = [finding for finding in findings if finding.level == "stop"]
     if stops or not checkup.counts["readable"]:
