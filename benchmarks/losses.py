@@ -62,7 +62,7 @@ class ByLabel(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, rows: Tensor, labels: Tensor) -> Any:
+    def forward(self, rows: Tensor, labels: Tensor, pairs: None = None) -> Any:
         return self.loss(rows, indices_tuple=labels)
 
 

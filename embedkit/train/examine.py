@@ -58,7 +58,7 @@ def examine(
     check_data(recipe, photos)
     near = importlib.util.find_spec("imagehash") is not None
     if not near:
-        tell.warn(f"near copies are not looked for: imagehash is missing\n{'':<10}-> {_INSTALL}")
+        _warn(tell, "near copies are not looked for: imagehash is missing", _INSTALL)
     with _opened(cache, tell) as kept, tell.progress("checking", len(photos)) as advance:
         facts = gather_facts(
             photos.files(), cache=kept, workers=workers, near=near, progress=advance
@@ -77,7 +77,7 @@ def examine(
         )
     warnings = [finding for finding in findings if finding.level == "warn"]
     for finding in warnings:
-        tell.warn(f"{finding.what}\n{'':<10}-> {finding.advice}")
+        _warn(tell, finding.what, finding.advice)
     if warnings:
         tell.note("look", _LOOK)
     return checkup
@@ -116,6 +116,10 @@ def read_failures(run_dir: Path) -> Failures:
         raise MismatchError(
             f"{path} is damaged", facts=f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _warn(tell: Reporter, what: str, advice: str) -> None:
+    tell.warn(f"{what}\n{'':<10}-> {advice}")
 
 
 @contextlib.contextmanager
